@@ -1,0 +1,227 @@
+//! The parent's side of making a container.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crisp_sys::clone::{self, Child, CloneArgs, SingleThreaded};
+use crisp_sys::fd::CWD;
+use crisp_sys::{Errno, ns, path, pidfd};
+
+use super::channel::{self, Message, ParentEnd};
+use super::error::{CreateError, Stage};
+use super::init::{self, Init};
+use super::prepare::{Prepared, open_rootfs, open_sources};
+use super::{Created, IoPlan, StartGate};
+use crate::cgroup::Cgroup;
+use crate::plan::{NamespaceKind, Plan};
+
+/// How long a process may take to get ready. It waits for filesystems of the host's (a hung
+/// network volume), and what is not there by then will not be wanted any more.
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
+
+const SIGKILL: i32 = 9;
+
+/// Makes a container whose init has done everything but execute its program. `fds` is the table
+/// the plan's [`crate::plan::FdIndex`] values point into; it may be closed afterwards. On failure
+/// everything the attempt made is gone.
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create(
+    token: &SingleThreaded,
+    plan: &Plan,
+    fds: &[OwnedFd],
+    io: IoPlan,
+) -> Result<Created, CreateError> {
+    let prepared = Prepared::new(plan, fds, matches!(io, IoPlan::Terminal))?;
+    let rootfs = open_rootfs(plan, fds)?;
+    let group = &plan.cgroup;
+    let cgroup = Cgroup::create(
+        &group.hierarchy,
+        &group.path,
+        &group.resources,
+        &group.device_rules,
+    )
+    .map_err(|source| CreateError::Cgroup {
+        path: group.path.clone(),
+        source,
+    })?;
+    let launched = launch(token, &prepared, &cgroup, &rootfs, &io)
+        .and_then(|launched| await_ready(launched, io));
+    match launched {
+        Ok(ready) => Ok(Created {
+            pid: ready.pid,
+            pidfd: ready.pidfd,
+            start_time: ready.start_time,
+            gate: StartGate {
+                channel: ready.channel,
+            },
+            console: ready.console,
+            cgroup,
+        }),
+        Err(error) => Err(undo(error, &cgroup, plan)),
+    }
+}
+
+fn undo(error: CreateError, cgroup: &Cgroup, plan: &Plan) -> CreateError {
+    match cgroup.kill().and_then(|()| cgroup.remove()) {
+        Ok(()) => error,
+        Err(undo) => CreateError::Undo {
+            error: Box::new(error),
+            path: plan.cgroup.path.clone(),
+            undo,
+        },
+    }
+}
+
+/// A child that is killed and reaped unless it is kept.
+#[derive(Debug)]
+pub(super) struct Guarded(Option<Child>);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            // It is our child, so there is nothing to learn from a failure.
+            let _ = self.end();
+        }
+    }
+}
+
+impl Guarded {
+    pub(super) const fn new(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    /// Reaps it; it is killed first in case it lives.
+    pub(super) fn end(&mut self) -> crisp_sys::Result<pidfd::WaitStatus> {
+        let child = self.0.take().expect("ended or kept once");
+        // A zombie cannot be killed but takes the signal without complaint.
+        pidfd::send_signal(child.pidfd.as_fd(), SIGKILL)?;
+        pidfd::wait(child.pidfd.as_fd())
+    }
+
+    /// Reaps it after it closed its channel without having been told to go: it is exiting.
+    pub(super) fn reap(&mut self) -> crisp_sys::Result<pidfd::WaitStatus> {
+        let child = self.0.take().expect("ended or kept once");
+        pidfd::wait(child.pidfd.as_fd())
+    }
+
+    /// Lets it live.
+    pub(super) fn keep(mut self) -> Child {
+        self.0.take().expect("ended or kept once")
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.0.as_ref().map_or(0, |child| child.pid)
+    }
+}
+
+/// A child on its way, and the channel to it.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) child: Guarded,
+    pub(super) channel: ParentEnd,
+}
+
+struct Ready {
+    pid: i32,
+    pidfd: OwnedFd,
+    start_time: u64,
+    channel: ParentEnd,
+    console: Option<OwnedFd>,
+}
+
+fn launch(
+    token: &SingleThreaded,
+    prepared: &Prepared<'_>,
+    cgroup: &Cgroup,
+    rootfs: &OwnedFd,
+    io: &IoPlan,
+) -> Result<Launched, CreateError> {
+    let at = |stage| move |source| CreateError::Parent { stage, source };
+    let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
+    let sources = open_sources(prepared.plan)?;
+    let args = CloneArgs {
+        flags: prepared.clone_flags,
+        cgroup: cgroup.clone_fd().or_else(|| cgroup.unified_fd()),
+    };
+    let init = Init {
+        prepared,
+        cgroup,
+        rootfs,
+        sources: &sources,
+        io,
+        channel: &child_end,
+    };
+    let make =
+        || clone::clone3(token, &args, |in_child| init::run(&init, in_child)).map(Guarded::new);
+    let child = match &prepared.pid_join {
+        Some(join) => in_pid_namespace(join.as_fd(), NamespaceKind::Pid.flag(), make),
+        None => make(),
+    };
+    let child = child.map_err(at(Stage::Clone))?;
+    // The child's end is closed here, so that the stream ends when the child does.
+    drop(child_end);
+    Ok(Launched {
+        child,
+        channel: parent_end,
+    })
+}
+
+/// Runs `make` so that children are born in another PID namespace.
+pub(super) fn in_pid_namespace<T>(
+    namespace: std::os::fd::BorrowedFd<'_>,
+    kinds: i32,
+    make: impl FnOnce() -> crisp_sys::Result<T>,
+) -> crisp_sys::Result<T> {
+    let own = path::openat(CWD, c"/proc/self/ns/pid", 0, 0)?;
+    ns::setns(namespace, kinds)?;
+    let made = make();
+    // Ours again for later children; it is always allowed, so a failure would be a kernel bug,
+    // and then what was made is dropped, which ends it.
+    ns::setns(own.as_fd(), kinds)?;
+    made
+}
+
+fn await_ready(mut launched: Launched, io: IoPlan) -> Result<Ready, CreateError> {
+    // Our copies of the program's streams would keep pipes open behind its back.
+    drop(io);
+    let deadline = Instant::now() + LIMIT;
+    let mut console = None;
+    loop {
+        match launched.channel.receive(Some(deadline)) {
+            Ok(Message::Console(master)) => console = Some(master),
+            Ok(Message::Ready) => break,
+            Ok(Message::Failed(failure)) => return Err(failure.into()),
+            Ok(Message::Ended) => {
+                let at = |source| CreateError::Parent {
+                    stage: Stage::Channel,
+                    source,
+                };
+                return Err(CreateError::Ended(launched.child.reap().map_err(at)?));
+            }
+            Err(error) if error.errno == Errno::ETIMEDOUT => {
+                return Err(CreateError::Late(LIMIT.as_secs()));
+            }
+            Err(source) => {
+                return Err(CreateError::Parent {
+                    stage: Stage::Channel,
+                    source,
+                });
+            }
+        }
+    }
+    let start_time =
+        pidfd::start_time(launched.child.pid()).map_err(|source| CreateError::Parent {
+            stage: Stage::Clone,
+            source,
+        })?;
+    let Child { pid, pidfd } = launched.child.keep();
+    Ok(Ready {
+        pid,
+        pidfd,
+        start_time,
+        channel: launched.channel,
+        console,
+    })
+}

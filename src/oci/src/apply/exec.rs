@@ -1,0 +1,164 @@
+//! A further process in a running container.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use crisp_sys::clone::{self, Child, CloneArgs, InChild, SingleThreaded};
+use crisp_sys::fd::CWD;
+use crisp_sys::path::{self, RESOLVE_NO_SYMLINKS};
+use crisp_sys::{Errno, cred, ns, process};
+
+use super::channel::{self, ChildEnd, Message};
+use super::create::{Guarded, LIMIT, Launched, in_pid_namespace};
+use super::error::{At, ExecError, Failure, Stage, join_failure};
+use super::identity;
+use super::prepare::{Strings, invalid_process};
+use super::procfs::Procfs;
+use super::stdio::Terminal;
+use super::{Exec, ExecRequest, IoPlan, JoinedNamespaces};
+use crate::cgroup::Cgroup;
+use crate::plan::{NamespaceKind, ProcessPlan};
+
+const O_PATH: i32 = 0o10_000_000;
+const O_DIRECTORY: i32 = 0o200_000;
+
+/// What the child works from.
+struct Joiner<'a> {
+    init: BorrowedFd<'a>,
+    /// `CLONE_NEW*` of what the child joins itself.
+    kinds: i32,
+    cgroup: &'a Cgroup,
+    process: &'a ProcessPlan,
+    strings: &'a Strings,
+    io: &'a IoPlan,
+    channel: &'a ChildEnd,
+}
+
+/// Starts a process in the container whose init is `init`, and waits until it executes its
+/// program. The container is not touched if that fails.
+///
+/// # Errors
+/// See [`ExecError`].
+pub fn exec(
+    token: &SingleThreaded,
+    init: BorrowedFd<'_>,
+    joined: &JoinedNamespaces,
+    cgroup: &Cgroup,
+    request: ExecRequest<'_>,
+) -> Result<Exec, ExecError> {
+    let ExecRequest { process, io } = request;
+    if let Some(reason) = invalid_process(process, matches!(io, IoPlan::Terminal)) {
+        return Err(ExecError::Invalid(reason));
+    }
+    let at = |stage| move |source| ExecError::Parent { stage, source };
+    let strings = Strings::new(process).map_err(at(Stage::Plan))?;
+    let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
+    let pid_kind = NamespaceKind::Pid.flag();
+    let joiner = Joiner {
+        init,
+        kinds: joined.flags() & !pid_kind,
+        cgroup,
+        process,
+        strings: &strings,
+        io: &io,
+        channel: &child_end,
+    };
+    let args = CloneArgs {
+        flags: 0,
+        cgroup: cgroup.clone_fd().or_else(|| cgroup.unified_fd()),
+    };
+    let make = || clone::clone3(token, &args, |child| run(&joiner, child)).map(Guarded::new);
+    let child = if joined.flags() & pid_kind != 0 {
+        in_pid_namespace(init, pid_kind, make)
+    } else {
+        make()
+    };
+    let child = child.map_err(at(Stage::Clone))?;
+    drop((child_end, io));
+    await_exec(Launched {
+        child,
+        channel: parent_end,
+    })
+}
+
+fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
+    let at = |source| ExecError::Parent {
+        stage: Stage::Channel,
+        source,
+    };
+    let deadline = Instant::now() + LIMIT;
+    let mut console = None;
+    let mut ready = false;
+    loop {
+        match launched.channel.receive(Some(deadline)) {
+            Ok(Message::Console(master)) => console = Some(master),
+            Ok(Message::Ready) => ready = true,
+            // The end of the stream after this is the exec, or a death that a waiter will see.
+            Ok(Message::Ended) if ready => {
+                let Child { pid, pidfd } = launched.child.keep();
+                return Ok(Exec {
+                    pid,
+                    pidfd,
+                    console,
+                });
+            }
+            Ok(Message::Ended) => {
+                return Err(ExecError::Ended(launched.child.reap().map_err(at)?));
+            }
+            Ok(Message::Failed(failure)) => return Err(failure.into()),
+            Err(error) if error.errno == Errno::ETIMEDOUT => {
+                return Err(ExecError::Late(LIMIT.as_secs()));
+            }
+            Err(source) => return Err(at(source)),
+        }
+    }
+}
+
+fn run(joiner: &Joiner<'_>, in_child: &InChild) -> i32 {
+    let failure = match enter(joiner) {
+        Err(failure) => Some(failure),
+        Ok(()) => {
+            let go_on = || joiner.channel.ready().at(Stage::Channel, "").map(|()| true);
+            identity::run(
+                in_child,
+                joiner.channel,
+                joiner.process,
+                joiner.strings,
+                go_on,
+            )
+        }
+    };
+    if let Some(failure) = failure {
+        joiner.channel.fail(&failure);
+    }
+    1
+}
+
+fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
+    // Before anything of the container's can see this copy of the monitor.
+    cred::set_dumpable(false).at(Stage::Identity, "")?;
+    process::reset_signals().at(Stage::Identity, "")?;
+    process::umask(0);
+    let needs_procfs = identity::needs_procfs(joiner.process);
+    joiner.cgroup.join_self_v1().map_err(join_failure)?;
+    ns::setns(joiner.init, joiner.kinds).at(Stage::Namespaces, "")?;
+    let procfs = match needs_procfs {
+        true => Some(Procfs::open().at(Stage::Mount, "private procfs")?),
+        false => None,
+    };
+    process::setsid().at(Stage::Stdio, "")?;
+    match joiner.io {
+        IoPlan::Stdio(stdio) => stdio.install(joiner.process.uid).at(Stage::Stdio, "")?,
+        IoPlan::Terminal => {
+            let open = || {
+                let flags = O_PATH | O_DIRECTORY;
+                let root = path::openat2(CWD, c"/", flags, 0, RESOLVE_NO_SYMLINKS)?;
+                let terminal = Terminal::open(root.as_fd())?;
+                terminal.install(joiner.process.uid, joiner.process.console_size)?;
+                joiner.channel.console(terminal.master.as_fd())
+            };
+            open().at(Stage::Console, "")?;
+        }
+    }
+    identity::prepare(joiner.process, procfs.as_ref())
+}

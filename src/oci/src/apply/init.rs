@@ -1,0 +1,183 @@
+//! The container's init, from clone to exec.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crisp_sys::clone::InChild;
+use crisp_sys::fd::CWD;
+use crisp_sys::mount::{self, MNT_DETACH, MOUNT_ATTR_RDONLY, MS_REC, MS_SLAVE, MountAttr};
+use crisp_sys::path::{self, Root};
+use crisp_sys::{cred, ns, process};
+
+use super::IoPlan;
+use super::channel::ChildEnd;
+use super::error::{At, Failure, Stage, join_failure};
+use super::identity;
+use super::prepare::{Prepared, Source};
+use super::procfs::Procfs;
+use super::stdio::Terminal;
+use super::steps::Builder;
+use crate::cgroup::Cgroup;
+use crate::plan::{NamespaceKind, Plan};
+
+const O_PATH: i32 = 0o10_000_000;
+const O_DIRECTORY: i32 = 0o200_000;
+
+/// What init works from.
+pub(super) struct Init<'a> {
+    pub(super) prepared: &'a Prepared<'a>,
+    pub(super) cgroup: &'a Cgroup,
+    pub(super) rootfs: &'a OwnedFd,
+    pub(super) sources: &'a [Source],
+    pub(super) io: &'a IoPlan,
+    pub(super) channel: &'a ChildEnd,
+}
+
+/// Runs init; returns its exit code if it never became the program.
+pub(super) fn run(init: &Init<'_>, in_child: &InChild) -> i32 {
+    let failure = match build(init) {
+        Err(failure) => Some(failure),
+        Ok(()) => {
+            let wait = || {
+                init.channel.ready().at(Stage::Channel, "")?;
+                init.channel.wait().at(Stage::Channel, "")
+            };
+            let process = &init.prepared.plan.process;
+            identity::run(
+                in_child,
+                init.channel,
+                process,
+                &init.prepared.strings,
+                wait,
+            )
+        }
+    };
+    if let Some(failure) = failure {
+        init.channel.fail(&failure);
+    }
+    1
+}
+
+fn build(init: &Init<'_>) -> Result<(), Failure> {
+    let plan = init.prepared.plan;
+    // Nobody may look into a copy of the monitor that has the container's identity.
+    cred::set_dumpable(false).at(Stage::Identity, "")?;
+    process::reset_signals().at(Stage::Identity, "")?;
+    process::umask(0);
+    enter_namespaces(init)?;
+    set_names(plan)?;
+    let needs_procfs = !plan.sysctls.is_empty() || identity::needs_procfs(&plan.process);
+    let procfs = match needs_procfs {
+        true => Some(Procfs::open().at(Stage::Mount, "private procfs")?),
+        false => None,
+    };
+    for (name, value) in &plan.sysctls {
+        if let Some(procfs) = &procfs {
+            write_sysctl(procfs, name, value).at(Stage::Sysctl, name)?;
+        }
+    }
+    let terminal = build_root(init)?;
+    process::setsid().at(Stage::Stdio, "")?;
+    match (init.io, &terminal) {
+        (IoPlan::Stdio(stdio), _) => stdio.install(plan.process.uid).at(Stage::Stdio, "")?,
+        (IoPlan::Terminal, Some(terminal)) => {
+            terminal
+                .install(plan.process.uid, plan.process.console_size)
+                .at(Stage::Console, "")?;
+            init.channel
+                .console(terminal.master.as_fd())
+                .at(Stage::Console, "")?;
+        }
+        (IoPlan::Terminal, None) => {}
+    }
+    identity::prepare(&plan.process, procfs.as_ref())
+}
+
+fn enter_namespaces(init: &Init<'_>) -> Result<(), Failure> {
+    // The clone put us into the unified tree. A cgroup namespace is rooted where we are.
+    init.cgroup.join_self_v1().map_err(join_failure)?;
+    for join in &init.prepared.joins {
+        ns::setns(join.as_fd(), join.kinds).at(Stage::Namespaces, "")?;
+    }
+    if init.prepared.new_cgroup_namespace {
+        ns::unshare(NamespaceKind::Cgroup.flag()).at(Stage::Namespaces, "cgroup")?;
+    }
+    Ok(())
+}
+
+fn set_names(plan: &Plan) -> Result<(), Failure> {
+    if let Some(name) = &plan.hostname {
+        ns::sethostname(name.as_bytes()).at(Stage::Hostname, "")?;
+    }
+    if let Some(name) = &plan.domainname {
+        ns::setdomainname(name.as_bytes()).at(Stage::Hostname, "")?;
+    }
+    Ok(())
+}
+
+fn write_sysctl(procfs: &Procfs, name: &str, value: &str) -> crisp_sys::Result<()> {
+    let mut file = [0; 256];
+    let length = 4 + name.len();
+    if length > file.len() {
+        let errno = crisp_sys::Errno::ENAMETOOLONG;
+        return Err(crisp_sys::Error::new("sysctl", name, errno));
+    }
+    file[..4].copy_from_slice(b"sys/");
+    file[4..length].copy_from_slice(name.as_bytes());
+    procfs.write(&file[..length], value.as_bytes())
+}
+
+/// Attaches the root, carries out the steps, moves in. Returns the terminal, if there is one.
+fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
+    let plan = init.prepared.plan;
+    // What we mount must not reach the host; what the host mounts still reaches volumes.
+    mount::set_propagation(c"/", MS_REC | MS_SLAVE).at(Stage::Rootfs, "")?;
+    let old = path::openat(CWD, c"/", O_PATH | O_DIRECTORY, 0).at(Stage::Rootfs, "")?;
+    // On top of the old root: no directory of the host is needed for it.
+    mount::move_mount(init.rootfs.as_fd(), old.as_fd()).at(Stage::Rootfs, "attach")?;
+    let root = crisp_sys::fd::dup(init.rootfs.as_fd()).at(Stage::Rootfs, "")?;
+    let mut builder = Builder::new(Root::from_fd(root), plan);
+    builder.run(init.sources)?;
+    let terminal = match init.io {
+        IoPlan::Stdio(_) => None,
+        IoPlan::Terminal => {
+            let terminal = Terminal::open(builder.root.as_fd()).at(Stage::Console, "")?;
+            builder.console(terminal.peer.as_fd())?;
+            Some(terminal)
+        }
+    };
+    make_cwd(&builder, plan)?;
+    pivot(init.rootfs, &old)?;
+    if plan.rootfs_readonly {
+        let attr = MountAttr {
+            set: MOUNT_ATTR_RDONLY,
+            ..MountAttr::default()
+        };
+        mount::mount_setattr(init.rootfs.as_fd(), false, &attr).at(Stage::Rootfs, "read-only")?;
+    }
+    if plan.rootfs_propagation != 0 {
+        mount::set_propagation(c"/", plan.rootfs_propagation).at(Stage::Rootfs, "propagation")?;
+    }
+    Ok(terminal)
+}
+
+/// A working directory that the image lacks is made, as all runtimes do.
+fn make_cwd(builder: &Builder<'_>, plan: &Plan) -> Result<(), Failure> {
+    let cwd = std::path::Path::new(&plan.process.cwd);
+    match builder.root.mkdir_all_in_root(cwd, 0o755) {
+        // Entering it will say what is wrong, as the user it is for.
+        Err(error) if error.errno != crisp_sys::Errno::ENOENT => Ok(()),
+        other => other.map(drop).at(Stage::Cwd, &plan.process.cwd),
+    }
+}
+
+fn pivot(rootfs: &OwnedFd, old: &OwnedFd) -> Result<(), Failure> {
+    let turn = || {
+        process::fchdir(rootfs.as_fd())?;
+        // The old root ends up on top of the new one, from where it is taken off.
+        mount::pivot_root(c".", c".")?;
+        process::fchdir(old.as_fd())?;
+        mount::umount2(c".", MNT_DETACH)?;
+        process::chdir(c"/")
+    };
+    turn().at(Stage::Pivot, "")
+}

@@ -1,0 +1,147 @@
+//! Setting limits: all or none.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::setting::{self, Setting};
+use super::{Cgroup, CgroupError, Resources, read, write};
+
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
+
+impl Cgroup {
+    /// Sets the limits that are named and leaves the others. If one cannot be set, those set
+    /// before it get their earlier values back.
+    ///
+    /// # Errors
+    /// [`CgroupError::Resources`] before anything was touched; [`CgroupError::Set`],
+    /// [`CgroupError::NoController`], [`CgroupError::MemoryInUse`]; [`CgroupError::Rollback`] if
+    /// going back failed as well.
+    pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
+        let current = |controller: &'static str, file: &str| {
+            let text = read(&self.controller(controller)?.join(file)).ok()?;
+            Some(text.trim().to_owned())
+        };
+        let settings = match self.v2 {
+            true => setting::v2(resources, &current),
+            false => setting::v1(resources, &current),
+        };
+        let settings = settings.map_err(CgroupError::Resources)?;
+        self.check_memory(resources)?;
+        let mut done = Vec::new();
+        self.set_all(settings, &mut done)
+            .map_err(|error| roll_back(error, done))
+    }
+
+    fn check_memory(&self, resources: &Resources) -> Result<(), CgroupError> {
+        let (true, Some(limit)) = (resources.memory_check_before_update, resources.memory_limit)
+        else {
+            return Ok(());
+        };
+        let usage = self.memory_usage()?.unwrap_or(0);
+        match u64::try_from(limit) {
+            Ok(bytes) if bytes > 0 && bytes < usage => {
+                Err(CgroupError::MemoryInUse { limit, usage })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn set_all(&self, settings: Vec<Setting>, done: &mut Vec<Undo>) -> Result<(), CgroupError> {
+        // The kernel judges period and quota together, so that either may have to go first.
+        let mut postponed = None;
+        for setting in settings {
+            match self.set(&setting, done) {
+                Err(CgroupError::Set { source, .. })
+                    if source.raw_os_error() == Some(EINVAL)
+                        && setting.file == "cpu.cfs_period_us" =>
+                {
+                    postponed = Some(setting);
+                }
+                other => other?,
+            }
+        }
+        postponed.map_or(Ok(()), |setting| self.set(&setting, done))
+    }
+
+    fn set(&self, setting: &Setting, done: &mut Vec<Undo>) -> Result<(), CgroupError> {
+        let Some(dir) = self.controller(setting.controller) else {
+            return match setting.optional {
+                true => Ok(()),
+                false => Err(CgroupError::NoController {
+                    controller: setting.controller.to_owned(),
+                    file: setting.file.clone().into_owned(),
+                }),
+            };
+        };
+        let path = dir.join(&*setting.file);
+        let before = read(&path);
+        // A key may come with several lines, each a setting of its own (io.max).
+        for value in setting.value.lines().filter(|line| !line.is_empty()) {
+            match write(&path, value) {
+                Ok(()) => {}
+                Err(error) if setting.optional && is_missing(&error) => return Ok(()),
+                // On v2 a file that is not there means that its controller is not.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && dir.exists() => {
+                    return Err(CgroupError::NoController {
+                        controller: setting.controller.to_owned(),
+                        file: setting.file.clone().into_owned(),
+                    });
+                }
+                Err(source) => {
+                    return Err(CgroupError::Set {
+                        path,
+                        value: value.to_owned(),
+                        source,
+                    });
+                }
+            }
+        }
+        if let Ok(before) = before {
+            done.push(Undo { path, before });
+        }
+        Ok(())
+    }
+}
+
+/// What a file said before it was written.
+struct Undo {
+    path: PathBuf,
+    before: String,
+}
+
+fn roll_back(error: CgroupError, done: Vec<Undo>) -> CgroupError {
+    for undo in done.into_iter().rev() {
+        for value in earlier(&undo.path, &undo.before) {
+            if let Err(source) = write(&undo.path, &value) {
+                let error = Box::new(error);
+                return CgroupError::Rollback {
+                    error,
+                    path: undo.path,
+                    value,
+                    source,
+                };
+            }
+        }
+    }
+    error
+}
+
+/// How to write what was read: per-device files list one device a line, and a device that is not
+/// listed has no limit, which needs no going back to for limits set in the same breath.
+fn earlier(path: &Path, before: &str) -> Vec<String> {
+    let lines: Vec<_> = before.lines().map(|line| line.trim().to_owned()).collect();
+    let empty_means_none = path.file_name().is_some_and(|name| {
+        let name = name.to_string_lossy();
+        name == "cpuset.cpus" || name == "cpuset.mems"
+    });
+    match lines.is_empty() || lines == [""] {
+        true if empty_means_none => vec!["\n".to_owned()],
+        true => Vec::new(),
+        false => lines,
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(EOPNOTSUPP)
+}

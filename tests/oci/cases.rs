@@ -1,0 +1,70 @@
+//! The cases, by topic.
+
+mod hostile;
+mod inside;
+mod life;
+mod spec;
+mod volumes;
+
+macro_rules! cases {
+    ($($module:ident: $($name:ident)*;)*) => {
+        /// Every case by name.
+        pub const ALL: &[(&str, fn())] = &[$($((stringify!($name), $module::$name),)*)*];
+    };
+}
+
+cases! {
+    life:
+        output_and_exit_code_come_back
+        a_rootfs_may_be_a_directory
+        nothing_runs_before_the_gate_opens
+        a_dropped_gate_ends_the_init
+        a_missing_program_is_found_out_at_create
+        a_program_that_cannot_run_is_found_out_at_start
+        failures_leave_nothing
+        a_terminal_is_the_containers_own
+        exec_joins_everything
+        exec_failure_leaves_the_container_alone
+        exec_with_terminal
+        pid_namespace_of_another_container_is_joined
+        nothing_is_allocated_between_clone_and_exec
+        the_host_keeps_its_mounts
+        death_of_the_maker_ends_a_waiting_init;
+    inside:
+        only_standard_descriptors_are_open
+        capabilities_are_exactly_those_planned
+        no_new_privileges_is_set_or_not
+        users_and_groups
+        streams_can_be_opened_again_by_the_user
+        limits_are_set_or_clamped
+        a_filter_is_in_force
+        masked_paths_are_hidden
+        read_only_paths_stay_read_only
+        a_read_only_root
+        devices_are_denied_by_default
+        its_own_cgroup_namespace
+        kernel_parameters_are_the_namespaces_own
+        oom_score_is_raised
+        signals_are_as_a_program_expects
+        the_working_directory_is_made
+        the_maker_is_not_traceable;
+    hostile:
+        a_working_directory_through_a_descriptor_is_refused
+        links_in_the_image_stay_inside
+        proc_that_is_a_link_is_refused
+        volumes_over_proc_are_refused
+        a_null_that_is_no_null_is_refused
+        setuid_programs_gain_nothing
+        a_volume_that_changes_under_the_mount_stays_inside;
+    spec:
+        an_engines_bundle_runs
+        its_cgroups_are_visible_and_read_only
+        the_command_line_runs_a_bundle;
+    volumes:
+        files_and_directories_are_bound
+        read_only_binds
+        host_mounts_reach_slaves_also_while_created
+        shared_mounts_reach_the_host
+        private_mounts_stay_apart
+        a_source_below_a_volume_cannot_leave_it;
+}
