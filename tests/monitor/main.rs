@@ -1,0 +1,8 @@
+//! The monitor binary against the real kernel: containers of busybox, as root.
+
+mod control;
+mod exec;
+mod fixture;
+mod lifecycle;
+mod logs;
+mod memory;
