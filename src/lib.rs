@@ -10,6 +10,7 @@ pub mod error;
 pub mod id;
 pub mod image;
 pub mod names;
+pub mod network;
 pub mod observe;
 pub mod process;
 pub mod registry;
