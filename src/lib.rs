@@ -4,15 +4,26 @@
 //! life of a pod through these modules; the step names there are the span names here.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod container;
+pub mod cri;
+pub mod daemon;
 pub mod error;
+pub mod events;
+pub mod handler;
 pub mod id;
 pub mod image;
+pub mod monitor;
 pub mod names;
 pub mod network;
+pub mod node;
 pub mod observe;
 pub mod process;
 pub mod registry;
+pub mod sandbox;
+pub mod seccomp;
 pub mod snapshot;
 pub mod store;

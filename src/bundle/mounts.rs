@@ -1,0 +1,195 @@
+//! Mounts: the standard ones, the sandbox's files, and the volumes asked for.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Mount, MountBuilder};
+
+use super::{BundleError, BundleInput, Result, process::normal};
+use crate::container::spec::{MountSpec, Propagation};
+
+/// A mount with what decides its place.
+struct Placed {
+    target: String,
+    mount: Mount,
+}
+
+/// All mounts in the order of making: standard ones, then the sandbox's files and the volumes by
+/// depth of their target, so that none is hidden by a later one above it.
+pub(super) fn mounts(input: &BundleInput<'_>) -> Result<Vec<Mount>> {
+    let asked = &input.container.mounts;
+    if asked.len() != input.mount_sources.len() {
+        let (mounts, sources) = (asked.len(), input.mount_sources.len());
+        return Err(BundleError::MountSources { mounts, sources });
+    }
+    let targets: Vec<(String, Propagation)> = asked
+        .iter()
+        .map(|mount| (normal(&mount.container_path), mount.propagation))
+        .collect();
+    let mut list = standard(input)?;
+    // A volume at or above a standard mount takes its place: /dev of the host comes as it is.
+    list.retain(|m| {
+        !targets
+            .iter()
+            .any(|(target, _)| at_or_below(&m.target, target))
+    });
+    let mut later = sandbox_files(input)?;
+    // A volume at the file's own place wins. One above it stays below the sandbox's file, except
+    // where mounts travel to the host: there the file would appear on the host, too.
+    later.retain(|m| {
+        !targets.iter().any(|(target, propagation)| {
+            *target == m.target
+                || (*propagation == Propagation::Bidirectional && at_or_below(&m.target, target))
+        })
+    });
+    for ((mount, source), (target, _)) in asked.iter().zip(input.mount_sources).zip(&targets) {
+        later.push(volume(target, mount, &source.path)?);
+    }
+    later.sort_by_key(|m| m.target.matches('/').count());
+    list.extend(later);
+    Ok(list.into_iter().map(|m| m.mount).collect())
+}
+
+/// `rshared` or `rslave` where a volume's propagation needs the root to take part in it.
+pub(super) fn rootfs_propagation(input: &BundleInput<'_>) -> Option<&'static str> {
+    let asked = |wanted| {
+        input
+            .container
+            .mounts
+            .iter()
+            .any(|mount| mount.propagation == wanted)
+    };
+    if asked(Propagation::Bidirectional) {
+        Some("rshared")
+    } else if asked(Propagation::HostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
+
+fn at_or_below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// File systems every container has.
+fn standard(input: &BundleInput<'_>) -> Result<Vec<Placed>> {
+    let access = if input.container.security.privileged {
+        "rw"
+    } else {
+        "ro"
+    };
+    let mut list = vec![
+        mount(
+            "/proc",
+            "proc",
+            Path::new("proc"),
+            &["nosuid", "noexec", "nodev"],
+        )?,
+        mount(
+            "/dev",
+            "tmpfs",
+            Path::new("tmpfs"),
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            Path::new("devpts"),
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        )?,
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            Path::new("mqueue"),
+            &["nosuid", "noexec", "nodev"],
+        )?,
+        mount(
+            "/sys",
+            "sysfs",
+            Path::new("sysfs"),
+            &["nosuid", "noexec", "nodev", access],
+        )?,
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            Path::new("cgroup"),
+            &["nosuid", "noexec", "nodev", "relatime", access],
+        )?,
+    ];
+    if input.paths.shm.is_none() {
+        let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+        list.push(mount("/dev/shm", "tmpfs", Path::new("shm"), &options)?);
+    }
+    Ok(list)
+}
+
+/// Files and memory that the containers of a pod share. The files are writable unless the root is
+/// read-only, since programs (and kubelet's own tests) append to them.
+fn sandbox_files(input: &BundleInput<'_>) -> Result<Vec<Placed>> {
+    let paths = input.paths;
+    let access = if input.container.security.readonly_rootfs {
+        "ro"
+    } else {
+        "rw"
+    };
+    let mut list = Vec::new();
+    for (target, source) in [
+        ("/etc/hostname", &paths.hostname),
+        ("/etc/hosts", &paths.hosts),
+        ("/etc/resolv.conf", &paths.resolv_conf),
+    ] {
+        if let Some(source) = source {
+            list.push(mount(
+                target,
+                "bind",
+                source,
+                &["rbind", "rprivate", access],
+            )?);
+        }
+    }
+    if let Some(shm) = &paths.shm {
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"];
+        list.push(mount("/dev/shm", "bind", shm, &options)?);
+    }
+    Ok(list)
+}
+
+fn volume(target: &str, asked: &MountSpec, source: &Path) -> Result<Placed> {
+    let propagation = match asked.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match (asked.readonly, asked.recursive_read_only) {
+        (_, true) => "rro",
+        (true, false) => "ro",
+        (false, false) => "rw",
+    };
+    mount(target, "bind", source, &["rbind", propagation, access])
+}
+
+fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Result<Placed> {
+    let mount = MountBuilder::default()
+        .destination(target)
+        .typ(kind)
+        .source(source)
+        .options(
+            options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
+        .build()?;
+    Ok(Placed {
+        target: target.to_owned(),
+        mount,
+    })
+}

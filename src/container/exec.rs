@@ -1,0 +1,123 @@
+//! Runs a command in a container and captures what it prints.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use crisp_oci::plan::ProcessPlan;
+
+use super::{Container, driver::ContainerError, state::State};
+use crate::{
+    id::ContainerId,
+    monitor::{Captured, ExecCommand},
+    node::Node,
+};
+
+/// Why the description of a container's processes could not be read back from its bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleReadError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no runtime spec any more.
+    #[error("{} is not a runtime spec", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It cannot be carried out any more.
+    #[error("cannot plan {} again", path.display())]
+    Plan {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: crisp_oci::spec::PlanError,
+    },
+}
+
+impl Container {
+    /// Runs `command` as the container's own processes run, and waits for its end.
+    ///
+    /// # Errors
+    /// When the container does not run, the command cannot be executed, or `limit` passed: then its
+    /// process group is gone.
+    pub async fn exec_sync(
+        &self,
+        node: &Arc<Node>,
+        command: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<Captured, ContainerError> {
+        let state = self.state();
+        if !matches!(*state, State::Running { .. }) {
+            return Err(ContainerError::WrongState {
+                verb: "run a command in",
+                state: state.word(),
+            });
+        }
+        let monitor = self.monitor()?;
+        let template = self.process_template(node).await?;
+        let process = ProcessPlan {
+            args: command.into_iter().map(String::into_bytes).collect(),
+            terminal: false,
+            ..template.as_ref().clone()
+        };
+        let process = crisp_oci::wire::encode_process(&process);
+        let captured = monitor
+            .exec_capture(ExecCommand { process, limit })
+            .await
+            .map_err(ContainerError::Exec)?;
+        if captured.cut > 0 {
+            tracing::warn!(id = %self.id, bytes = captured.cut, "output of a command was cut");
+        }
+        Ok(captured)
+    }
+
+    async fn process_template(&self, node: &Arc<Node>) -> Result<Arc<ProcessPlan>, ContainerError> {
+        let read = self.process.get_or_try_init(|| async {
+            let (node, id) = (Arc::clone(node), self.id.clone());
+            let bundle = node.paths.container_state(&id);
+            tokio::task::spawn_blocking(move || read_back(&node, &id, bundle.join("config.json")))
+                .await
+                .map_err(|_| ContainerError::MonitorGone)?
+                .map_err(ContainerError::Bundle)
+        });
+        read.await.cloned()
+    }
+}
+
+fn read_back(
+    node: &Node,
+    id: &ContainerId,
+    path: PathBuf,
+) -> Result<Arc<ProcessPlan>, BundleReadError> {
+    let bytes = std::fs::read(&path).map_err(|source| BundleReadError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let spec: oci_spec::runtime::Spec =
+        serde_json::from_slice(&bytes).map_err(|source| BundleReadError::Parse {
+            path: path.clone(),
+            source,
+        })?;
+    let input = crisp_oci::spec::SpecInput {
+        spec: &spec,
+        id: id.as_str(),
+        bundle: "/",
+        host: &node.facts,
+        rootfs: None,
+        joins: &[],
+        seccomp: None,
+    };
+    match crisp_oci::spec::plan(&input) {
+        Ok(plan) => Ok(Arc::new(plan.process)),
+        Err(source) => Err(BundleReadError::Plan { path, source }),
+    }
+}

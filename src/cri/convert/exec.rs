@@ -1,0 +1,104 @@
+//! Requests about a running container: exec, stop, update.
+
+use std::time::Duration;
+
+use super::{
+    container::arguments,
+    field::{Field, Result, annotations},
+    resources::resources,
+};
+use crate::{cri::proto, sandbox::spec::Resources};
+
+/// Longest time anybody waits, a hundred years in seconds: adding it to a clock does not overflow.
+const LONGEST: u64 = 100 * 365 * 24 * 60 * 60;
+
+/// A validated `ExecSyncRequest`, without the container it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecSyncSpec {
+    /// Command line, never empty.
+    pub command: Vec<String>,
+    /// Time after which the process group is killed; `None` is no limit.
+    pub timeout: Option<Duration>,
+}
+
+/// A validated `ExecRequest`, without the container it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecStreamSpec {
+    /// Command line, never empty.
+    pub command: Vec<String>,
+    /// Whether the process gets a terminal.
+    pub tty: bool,
+    /// Whether standard input is streamed.
+    pub stdin: bool,
+    /// Whether standard output is streamed.
+    pub stdout: bool,
+    /// Whether standard error is streamed.
+    pub stderr: bool,
+}
+
+/// Validates an exec that is waited for.
+///
+/// # Errors
+/// The command is empty or the timeout negative.
+pub fn exec_sync(request: &proto::ExecSyncRequest) -> Result<ExecSyncSpec> {
+    let command = command(&request.cmd)?;
+    Ok(ExecSyncSpec {
+        command,
+        timeout: seconds(request.timeout)?,
+    })
+}
+
+/// Validates an exec that is streamed.
+///
+/// # Errors
+/// The command is empty, no stream is asked for, or stderr is with a terminal.
+pub fn exec(request: &proto::ExecRequest) -> Result<ExecStreamSpec> {
+    if !request.stdin && !request.stdout && !request.stderr {
+        return Err(Field::root("stdout").invalid("one of stdin, stdout and stderr must be set"));
+    }
+    if request.tty && request.stderr {
+        let problem = "must not be set with tty: a terminal has one output";
+        return Err(Field::root("stderr").invalid(problem));
+    }
+    Ok(ExecStreamSpec {
+        command: command(&request.cmd)?,
+        tty: request.tty,
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+    })
+}
+
+/// The grace period of a stop; zero kills at once.
+///
+/// # Errors
+/// It is negative.
+pub fn stop_timeout(request: &proto::StopContainerRequest) -> Result<Duration> {
+    seconds(request.timeout).map(Option::unwrap_or_default)
+}
+
+/// The resources of an update.
+///
+/// # Errors
+/// They are missing or cannot be served.
+pub fn update(request: &proto::UpdateContainerResourcesRequest) -> Result<Resources> {
+    let field = Field::root("linux");
+    if request.windows.is_some() {
+        return Err(Field::root("windows").unsupported("this is a Linux runtime"));
+    }
+    annotations(&Field::root("annotations"), &request.annotations)?;
+    resources(&field, field.required(request.linux.as_ref())?)
+}
+
+fn command(words: &[String]) -> Result<Vec<String>> {
+    let field = Field::root("cmd");
+    if words.first().is_none_or(String::is_empty) {
+        return Err(field.invalid("must name a program"));
+    }
+    arguments(&field, words)
+}
+
+fn seconds(timeout: i64) -> Result<Option<Duration>> {
+    let seconds = Field::root("timeout").not_negative(timeout)?;
+    Ok((seconds != 0).then(|| Duration::from_secs(seconds.min(LONGEST))))
+}

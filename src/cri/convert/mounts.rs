@@ -1,0 +1,181 @@
+//! Mounts and devices of a container.
+
+use super::field::{Field, Result, quoted};
+use crate::{
+    container::spec::{DeviceSpec, MountSpec, Propagation},
+    cri::proto,
+};
+
+/// Most mounts of a container.
+const MAX_MOUNTS: usize = 4096;
+/// Most devices of a container.
+const MAX_DEVICES: usize = 4096;
+
+/// Files below /proc that a volume may cover (container-aware views such as lxcfs provides). All
+/// else there steers the kernel or labels processes, and stays the container's own procfs.
+const PROC_FILES: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+pub(super) fn mounts(
+    field: &Field<'_>,
+    asked: &[proto::Mount],
+    privileged: bool,
+) -> Result<Vec<MountSpec>> {
+    field.count(asked, MAX_MOUNTS)?;
+    asked
+        .iter()
+        .enumerate()
+        .map(|(i, mount)| one(&field.index(i), mount, privileged))
+        .collect()
+}
+
+fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<MountSpec> {
+    unsupported_kinds(field, asked)?;
+    let propagation = match field.child("propagation").enumerated(asked.propagation)? {
+        proto::MountPropagation::PropagationPrivate => Propagation::Private,
+        proto::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        proto::MountPropagation::PropagationBidirectional if privileged => {
+            Propagation::Bidirectional
+        }
+        proto::MountPropagation::PropagationBidirectional => {
+            let problem = "PROPAGATION_BIDIRECTIONAL is for privileged containers only";
+            return Err(field.child("propagation").invalid(problem));
+        }
+    };
+    if asked.recursive_read_only {
+        let field = field.child("recursive_read_only");
+        if !asked.readonly {
+            return Err(field.invalid("must not be set unless readonly is set"));
+        }
+        if propagation != Propagation::Private {
+            return Err(field.invalid("must not be set unless propagation is PROPAGATION_PRIVATE"));
+        }
+    }
+    let host_path = host_path(&field.child("host_path"), &asked.host_path)?;
+    target(
+        &field.child("container_path"),
+        &asked.container_path,
+        &host_path,
+    )?;
+    Ok(MountSpec {
+        container_path: asked.container_path.clone(),
+        host_path: asked.host_path.clone(),
+        readonly: asked.readonly,
+        recursive_read_only: asked.recursive_read_only,
+        selinux_relabel: asked.selinux_relabel,
+        propagation,
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
+    })
+}
+
+fn unsupported_kinds(field: &Field<'_>, asked: &proto::Mount) -> Result<()> {
+    // An image volume is told by its image's name; clients may send an empty message.
+    if asked
+        .image
+        .as_ref()
+        .is_some_and(|image| !image.image.is_empty())
+    {
+        let problem = "image volumes are not supported by this version of crisp";
+        return Err(field.child("image").unsupported(problem));
+    }
+    if !asked.image_sub_path.is_empty() {
+        let problem = "must be empty unless image is set";
+        return Err(field.child("image_sub_path").invalid(problem));
+    }
+    if !asked.mount_options.is_empty() {
+        let problem = "mount options are not supported by this version of crisp";
+        return Err(field.child("mount_options").unsupported(problem));
+    }
+    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
+        let problem = "idmapped mounts need a user namespace, which this version of crisp does \
+                       not make";
+        return Err(field.child("uidMappings").unsupported(problem));
+    }
+    Ok(())
+}
+
+/// A host path that means the same for every process of the host.
+fn host_path(field: &Field<'_>, path: &str) -> Result<String> {
+    if path.is_empty() {
+        return Err(field.invalid("must not be empty"));
+    }
+    let normal = field.absolute_path(path)?;
+    for own in ["/proc/self", "/proc/thread-self"] {
+        if below(&normal, own) {
+            let problem = format!("must not lie in {own}, which is another place for each process");
+            return Err(field.invalid(problem));
+        }
+    }
+    Ok(normal)
+}
+
+fn target(field: &Field<'_>, path: &str, host_path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Err(field.invalid("must not be empty"));
+    }
+    let normal = field.absolute_path(path)?;
+    if normal == "/" {
+        return Err(field.invalid("must not be the root directory"));
+    }
+    if normal == "/proc" && host_path != "/proc" {
+        return Err(field.invalid("must not be /proc unless host_path is the host's /proc"));
+    }
+    if normal != "/proc" && below(&normal, "/proc") && !PROC_FILES.contains(&normal.as_str()) {
+        let problem = format!("must not lie in /proc, is {}", quoted(path));
+        return Err(field.invalid(problem));
+    }
+    Ok(())
+}
+
+fn below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+pub(super) fn devices(field: &Field<'_>, asked: &[proto::Device]) -> Result<Vec<DeviceSpec>> {
+    field.count(asked, MAX_DEVICES)?;
+    asked
+        .iter()
+        .enumerate()
+        .map(|(index, device)| one_device(&field.index(index), device))
+        .collect()
+}
+
+fn one_device(field: &Field<'_>, asked: &proto::Device) -> Result<DeviceSpec> {
+    let host_path = host_path(&field.child("host_path"), &asked.host_path)?;
+    let container_path = match asked.container_path.as_str() {
+        "" => host_path.clone(),
+        path => field.child("container_path").absolute_path(path)?,
+    };
+    if container_path == "/" {
+        return Err(field
+            .child("container_path")
+            .invalid("must not be the root directory"));
+    }
+    let permissions = asked.permissions.as_str();
+    let valid = permissions.chars().all(|c| "rwm".contains(c)) && permissions.len() <= 3;
+    if !valid {
+        let problem = format!("must be some of \"rwm\", is {}", quoted(permissions));
+        return Err(field.child("permissions").invalid(problem));
+    }
+    // Device plugins leave it empty to mean everything, as docker does.
+    let asked_for = |c: &char| permissions.is_empty() || permissions.contains(*c);
+    let permissions = ['r', 'w', 'm'].iter().filter(|c| asked_for(c)).collect();
+    Ok(DeviceSpec {
+        container_path,
+        host_path,
+        permissions,
+    })
+}

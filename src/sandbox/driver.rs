@@ -1,0 +1,227 @@
+//! The task that owns a sandbox.
+
+use std::sync::Arc;
+
+use tokio::sync::{RwLock, mpsc, oneshot};
+use tracing::Instrument;
+
+use super::{
+    Gate, Published, Sandbox,
+    record::{Phase, SandboxRecord},
+    undo::{self, UndoError},
+};
+use crate::{
+    container::driver::ContainerError,
+    error::{Classify, ErrorKind},
+    events::{Event, EventKind},
+    id::ContainerId,
+    node::Node,
+    process::Process,
+};
+
+/// Where a driver tells how a command went.
+pub type Answer = oneshot::Sender<Result<(), Arc<SandboxError>>>;
+
+/// What a sandbox can be told to do.
+pub enum Command {
+    /// End the containers, release network and namespaces.
+    Stop(Answer),
+    /// Stop, then remove every trace.
+    Remove(Answer),
+}
+
+/// Why a sandbox could not be stopped or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// One of its containers could not be ended or removed.
+    #[error("container {id} of the sandbox")]
+    Container {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        #[source]
+        source: Arc<ContainerError>,
+    },
+    /// A step of the undoing failed; it is retried in the background.
+    #[error("cannot take the sandbox apart, still trying")]
+    Undo(#[source] UndoError),
+}
+
+impl Classify for SandboxError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Container { source, .. } => source.kind(),
+            Self::Undo(error) => error.kind(),
+        }
+    }
+}
+
+/// The owner of one sandbox.
+pub struct Driver {
+    node: Arc<Node>,
+    sandbox: Arc<Sandbox>,
+    record: SandboxRecord,
+    pause: Option<Process>,
+    commands: mpsc::UnboundedReceiver<Command>,
+}
+
+impl Driver {
+    /// Makes a sandbox visible and starts the task that owns it.
+    pub fn publish(node: &Arc<Node>, record: SandboxRecord, pause: Option<Process>) {
+        let (sender, commands) = mpsc::unbounded_channel();
+        let ready = record.phase == Phase::Ready;
+        let sandbox = Arc::new(Sandbox {
+            id: record.id.clone(),
+            spec: Arc::new(record.spec.clone()),
+            created_at: record.created_at,
+            cgroup_parent: record.cgroup_parent.clone(),
+            published: arc_swap::ArcSwap::from_pointee(published(&record, ready)),
+            commands: sender,
+            gate: Arc::new(RwLock::new(if ready { Gate::Open } else { Gate::Closed })),
+        });
+        node.sandboxes
+            .insert(record.id.as_str(), Arc::clone(&sandbox));
+        let driver = Self {
+            node: Arc::clone(node),
+            sandbox,
+            record,
+            pause,
+            commands,
+        };
+        tokio::spawn(driver.drive());
+    }
+
+    async fn drive(mut self) {
+        loop {
+            let pause = self.pause.clone();
+            let pause_died = async move {
+                match pause {
+                    Some(pause) => pause.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Stop(answer)) => {
+                        let stopped = self.stop().await.map_err(Arc::new);
+                        answer.send(stopped).ok();
+                    }
+                    Some(Command::Remove(answer)) => {
+                        let removed = self.remove().await.map_err(Arc::new);
+                        let gone = removed.is_ok();
+                        answer.send(removed).ok();
+                        if gone { return; }
+                    }
+                    None => return,
+                },
+                () = pause_died => self.lose_pause().await,
+            }
+        }
+    }
+
+    /// Pause died without being asked: its namespaces are going, so nothing new may start here.
+    async fn lose_pause(&mut self) {
+        tracing::warn!(id = %self.record.id, "pause died, sandbox is not ready");
+        self.pause = None;
+        self.record.pause = None;
+        self.mark_not_ready().await;
+    }
+
+    async fn mark_not_ready(&mut self) {
+        *self.sandbox.gate.write().await = Gate::Closed;
+        if self.record.phase == Phase::Ready {
+            self.record.phase = Phase::NotReady;
+            self.write().await;
+            self.sandbox
+                .published
+                .store(Arc::new(published(&self.record, false)));
+            self.node
+                .events
+                .send(Event::of_sandbox(EventKind::Stopped, &self.sandbox.id));
+        }
+    }
+
+    async fn write(&mut self) {
+        if let Err(error) = self.node.write_sandbox(&mut self.record).await {
+            // The kernel is asked first after a restart; a stale record costs nothing but work.
+            tracing::error!(id = %self.record.id, error = %crate::error::Chain(&error), "cannot record the sandbox");
+        }
+    }
+
+    async fn stop(&mut self) -> Result<(), SandboxError> {
+        let span = tracing::info_span!("sandbox.stop", id = %self.record.id);
+        async {
+            // Waits for containers that are being made, and lets no more in.
+            *self.sandbox.gate.write().await = Gate::Closed;
+            self.end_containers().await?;
+            let undone = undo::release(&self.node, &mut self.record).await;
+            if self.record.pause.is_none() {
+                self.pause = None;
+            }
+            self.mark_not_ready().await;
+            self.write().await;
+            self.sandbox
+                .published
+                .store(Arc::new(published(&self.record, false)));
+            undone.map_err(SandboxError::Undo)
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn end_containers(&self) -> Result<(), SandboxError> {
+        self.for_each_container(|container| async move { container.kill().await })
+            .await
+    }
+
+    async fn remove(&mut self) -> Result<(), SandboxError> {
+        self.stop().await?;
+        self.for_each_container(|container| async move { container.remove().await })
+            .await?;
+        self.record.phase = Phase::Removing;
+        self.write().await;
+        undo::erase(&self.node, &self.record)
+            .await
+            .map_err(SandboxError::Undo)?;
+        self.node.sandboxes.remove(self.record.id.as_str());
+        self.node
+            .sandbox_names
+            .release(&Sandbox::name_of(&self.record.spec), &self.record.id);
+        self.node
+            .events
+            .send(Event::of_sandbox(EventKind::Deleted, &self.sandbox.id));
+        Ok(())
+    }
+
+    /// Runs `verb` on every container of the sandbox, all at once, and reports the first failure.
+    async fn for_each_container<F>(
+        &self,
+        verb: impl Fn(Arc<crate::container::Container>) -> F,
+    ) -> Result<(), SandboxError>
+    where
+        F: Future<Output = Result<(), Arc<ContainerError>>>,
+    {
+        let mine = self.node.containers_of(&self.record.id);
+        let verbs = mine.into_iter().map(|container| {
+            let id = container.id.clone();
+            let done = verb(container);
+            async move {
+                done.await
+                    .map_err(|source| SandboxError::Container { id, source })
+            }
+        });
+        futures_util::future::join_all(verbs)
+            .await
+            .into_iter()
+            .collect()
+    }
+}
+
+fn published(record: &SandboxRecord, ready: bool) -> Published {
+    Published {
+        ready,
+        ips: record.ips.clone(),
+        pause: record.pause,
+        netns: record.netns.clone(),
+    }
+}
