@@ -130,7 +130,7 @@ fn write_sysctl(procfs: &Procfs, name: &str, value: &str) -> crisp_sys::Result<(
 fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
     let plan = init.prepared.plan;
     // What we mount must not reach the host; what the host mounts still reaches volumes.
-    mount::set_propagation(c"/", MS_REC | MS_SLAVE).at(Stage::Rootfs, "")?;
+    detach_propagation().at(Stage::Rootfs, "")?;
     let old = path::openat(CWD, c"/", O_PATH | O_DIRECTORY, 0).at(Stage::Rootfs, "")?;
     // On top of the old root: no directory of the host is needed for it.
     mount::move_mount(init.rootfs.as_fd(), old.as_fd()).at(Stage::Rootfs, "attach")?;
@@ -158,6 +158,23 @@ fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
         mount::set_propagation(c"/", plan.rootfs_propagation).at(Stage::Rootfs, "propagation")?;
     }
     Ok(terminal)
+}
+
+/// Makes every mount of this namespace a slave of the one it was copied from.
+///
+/// A daemon in a chroot whose root is no mount point gets EINVAL, and pivot_root would fail the same
+/// way. Joining a mount namespace, the own one too, moves the caller to that namespace's root, which
+/// always is a mount point. Nothing below is looked up by a path that means the chroot: sources were
+/// opened before the clone, and the namespace's old root is taken off before exec.
+fn detach_propagation() -> crisp_sys::Result<()> {
+    match mount::set_propagation(c"/", MS_REC | MS_SLAVE) {
+        Err(error) if error.errno == crisp_sys::Errno::EINVAL => {
+            let own = crisp_sys::pidfd::open(std::process::id().cast_signed())?;
+            ns::setns(own.as_fd(), NamespaceKind::Mount.flag())?;
+            mount::set_propagation(c"/", MS_REC | MS_SLAVE)
+        }
+        done => done,
+    }
 }
 
 /// A working directory that the image lacks is made, as all runtimes do.
