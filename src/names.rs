@@ -10,9 +10,13 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
+
+/// How long an answer counts as on its way.
+const IN_FLIGHT: Duration = Duration::from_millis(250);
 
 /// How an operation ended; `None` while it runs.
 type Outcome<E> = Option<Result<(), Arc<E>>>;
@@ -21,12 +25,16 @@ struct Entry<S, I, E> {
     spec: Arc<S>,
     id: I,
     outcome: watch::Receiver<Outcome<E>>,
-    delivered: bool,
+    /// When an answer was handed to the connection.
+    answered: Option<Instant>,
 }
 
 /// The names of one kind of object. `S` is the request as compared with a retry of it, `I` the id,
 /// `E` the error of the operation.
 pub struct Names<S, I, E> {
+    /// How long an answer may be on its way. A client that gives up in that moment never sees what
+    /// was sent to it, and no server can know that it did not.
+    in_flight: Duration,
     // Held for map operations only, never across an await.
     entries: Mutex<HashMap<String, Entry<S, I, E>>>,
 }
@@ -44,9 +52,23 @@ pub enum NameError<I, E> {
 
 impl<S, I, E> Default for Names<S, I, E> {
     fn default() -> Self {
+        Self::with_answers_in_flight_for(IN_FLIGHT)
+    }
+}
+
+impl<S, I, E> Names<S, I, E> {
+    fn with_answers_in_flight_for(in_flight: Duration) -> Self {
         Self {
+            in_flight,
             entries: Mutex::new(HashMap::new()),
         }
+    }
+}
+
+impl<S, I, E> Entry<S, I, E> {
+    /// Whether the answer has arrived, as far as a server can tell.
+    fn is_delivered(&self, in_flight: Duration) -> bool {
+        self.answered.is_some_and(|at| at.elapsed() >= in_flight)
     }
 }
 
@@ -84,7 +106,7 @@ where
         let (id, mut outcome) = {
             let mut entries = self.lock();
             match entries.get(&name) {
-                Some(held) if held.delivered || held.spec != spec => {
+                Some(held) if held.is_delivered(self.in_flight) || held.spec != spec => {
                     return Err(NameError::Taken(held.id.clone()));
                 }
                 Some(held) => (held.id.clone(), held.outcome.clone()),
@@ -95,7 +117,7 @@ where
                         spec,
                         id: id.clone(),
                         outcome: outcome.clone(),
-                        delivered: false,
+                        answered: None,
                     };
                     entries.insert(name.clone(), entry);
                     self.spawn(name.clone(), id.clone(), sender, work(id.clone()));
@@ -150,7 +172,7 @@ where
                 spec,
                 id,
                 outcome,
-                delivered: true,
+                answered: Instant::now().checked_sub(self.in_flight),
             },
         );
     }
@@ -167,7 +189,7 @@ where
         if let Some(held) = self.lock().get_mut(name)
             && held.id == *id
         {
-            held.delivered = true;
+            held.answered.get_or_insert_with(Instant::now);
         }
     }
 }
@@ -200,10 +222,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicU32, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
@@ -222,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_retry_joins_the_running_operation() {
-        let names = Arc::new(TestNames::default());
+        let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
         let runs = Arc::new(AtomicU32::new(0));
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
         let counted = Arc::clone(&runs);
@@ -252,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_delivered_answer_makes_the_name_taken() {
-        let names = Arc::new(TestNames::default());
+        let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
         assert!(matches!(claim(&names, 1, 7, async { Ok(()) }).await, Ok(7)));
         let again = claim(&names, 1, 8, async { Ok(()) }).await;
         assert!(matches!(again, Err(NameError::Taken(7))));
@@ -262,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_different_request_is_refused_while_the_first_runs() {
-        let names = Arc::new(TestNames::default());
+        let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
         let running = tokio::time::timeout(
             Duration::from_millis(10),
             claim(&names, 1, 7, std::future::pending()),
@@ -274,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_or_panicked_operation_frees_the_name() {
-        let names = Arc::new(TestNames::default());
+        let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
         let failed = claim(&names, 1, 7, async { Err("no".to_owned()) }).await;
         assert!(matches!(failed, Err(NameError::Failed(_))));
         let panicked = claim(&names, 1, 8, async { panic!("a bug") }).await;
@@ -284,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_answer_is_given_to_the_retry() {
-        let names = Arc::new(TestNames::default());
+        let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
         let lost = tokio::time::timeout(
             Duration::from_millis(5),
             claim(&names, 1, 7, async {
@@ -295,5 +314,15 @@ mod tests {
         assert!(lost.await.is_err());
         tokio::time::sleep(Duration::from_millis(40)).await;
         assert!(matches!(claim(&names, 1, 8, async { Ok(()) }).await, Ok(7)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_on_its_way_may_be_asked_for_again() {
+        let hour = Duration::from_secs(3600);
+        let names = Arc::new(TestNames::with_answers_in_flight_for(hour));
+        assert!(matches!(claim(&names, 1, 7, async { Ok(()) }).await, Ok(7)));
+        assert!(matches!(claim(&names, 1, 8, async { Ok(()) }).await, Ok(7)));
+        let other = claim(&names, 2, 9, async { Ok(()) }).await;
+        assert!(matches!(other, Err(NameError::Taken(7))));
     }
 }
