@@ -12,6 +12,8 @@
 //!                         <-  Ok
 //!   Exec + [stdin, stdout, stderr]  ->
 //!                         <-  ExecStarted { exec, pid } (+ [console])
+//!   Attach + [a pipe for each stream asked for]  ->
+//!                         <-  Ok
 //!                         <-  event ExecExited
 //!                         <-  event Exited
 //!   AckExit               ->
@@ -26,7 +28,7 @@ mod codec;
 pub use codec::DecodeError;
 
 /// Version of the protocol as a whole. It grows when something is added; nothing is ever taken away.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Largest frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Most descriptors with one frame. The kernel's own limit (`SCM_MAX_FD`) is 253.
@@ -126,6 +128,25 @@ pub enum Request {
     AckExit,
     /// Undo everything: kill all processes, remove the cgroup, end. [`Reply::Ok`] comes last.
     Quit,
+    /// Connect a client to the container's streams. Descriptors: an end of a pipe for each stream
+    /// asked for, in the order of [`AttachRequest`]: the read end for stdin, write ends for output.
+    ///
+    /// The client gets what is printed from now on, until the container has ended; then its pipes
+    /// are closed. The container does not wait for it: one that does not keep up is dropped, which
+    /// closes its pipes and is told by [`Event::AttachDropped`]. Since version 2.
+    Attach(AttachRequest),
+}
+
+/// The fields of [`Request::Attach`]: the streams the client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttachRequest {
+    /// Its input goes to the container. The end of it closes the container's stdin only if that was
+    /// made with `stdin_once` and is no terminal.
+    pub stdin: bool,
+    /// Standard output, or everything a terminal shows.
+    pub stdout: bool,
+    /// Standard error; a terminal has none.
+    pub stderr: bool,
 }
 
 /// The fields of [`Request::Create`].
@@ -255,6 +276,11 @@ pub enum Event {
         /// The error of the last write; 0 once writing works again.
         errno: i32,
     },
+    /// Attached clients that did not read what the container printed were dropped.
+    AttachDropped {
+        /// How many so far.
+        count: u64,
+    },
 }
 
 /// Where a container stands.
@@ -308,4 +334,6 @@ pub struct Snapshot {
     pub oom_count: u64,
     /// Process id of the monitor itself.
     pub monitor_pid: i32,
+    /// Attached clients that were dropped because they did not read.
+    pub dropped_clients: u64,
 }

@@ -68,6 +68,15 @@ pub enum ContainerError {
     /// A command could not be run in it.
     #[error("cannot run the command")]
     Exec(#[source] MonitorError),
+    /// A client could not be connected to its streams, or its terminal not resized.
+    #[error("cannot attach")]
+    Attach(#[source] MonitorError),
+    /// Input was wanted.
+    #[error("the container was made without stdin")]
+    NoStdin,
+    /// A terminal was wanted.
+    #[error("the container was made without a terminal")]
+    NoTerminal,
     /// Its monitor is gone; it is being ended.
     #[error("the monitor of the container is gone")]
     MonitorGone,
@@ -86,7 +95,11 @@ impl Classify for ContainerError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::WrongState { .. } => ErrorKind::WrongState,
-            Self::Start(error) | Self::ReopenLog(error) | Self::Exec(error) => error.kind(),
+            Self::Start(error)
+            | Self::ReopenLog(error)
+            | Self::Exec(error)
+            | Self::Attach(error) => error.kind(),
+            Self::NoStdin | Self::NoTerminal => ErrorKind::InvalidArgument,
             Self::MonitorGone => ErrorKind::NotReady,
             Self::DoesNotEnd => ErrorKind::Deadline,
             Self::Bundle(_) => ErrorKind::Internal,
@@ -351,6 +364,9 @@ impl Driver {
             }
             Notice::Event(protocol::Event::Oom { count }) => {
                 tracing::info!(id = %self.container.id, count, "out of memory in the container");
+            }
+            Notice::Event(protocol::Event::AttachDropped { count }) => {
+                tracing::warn!(id = %self.container.id, count, "attached client did not read and was dropped");
             }
             Notice::Event(protocol::Event::ExecExited { .. }) => {}
             Notice::Closed => self.lose_monitor().await,

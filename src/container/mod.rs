@@ -7,10 +7,12 @@
 //!
 //! - [`create`]: steps `container.reserve`, `.rootfs`, `.bundle`, `.plan`, `.monitor`, `.commit`.
 //! - [`driver`]: start, stop, remove, exits.
+//! - [`attach`]: connect a client to its streams.
 //! - [`exec`]: run a command and capture it.
 //! - [`undo`]: take apart what a record says may exist.
 //! - [`recover`]: after a restart of the daemon.
 
+pub mod attach;
 pub mod capability;
 pub mod create;
 pub mod driver;

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use conmon_rs::protocol::{Event, Frame, MAX_FRAME, Reply, Request};
+use conmon_rs::protocol::{DecodeError, Event, Frame, MAX_FRAME, Reply, Request};
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, oneshot},
@@ -194,11 +194,12 @@ impl Shared {
             });
             match received {
                 Ok(Ok((0, _))) => return Ok(None),
-                Ok(Ok((length, _descriptors))) => {
-                    let frame = Frame::decode(&buffer[..length])
-                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                    return Ok(Some(frame));
-                }
+                Ok(Ok((length, _descriptors))) => match Frame::decode(&buffer[..length]) {
+                    Ok(frame) => return Ok(Some(frame)),
+                    // An event of a later release means nothing to us.
+                    Err(DecodeError::Unknown { seq: 0, .. }) => {}
+                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                },
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Ok(None);
                 }

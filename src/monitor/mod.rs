@@ -4,6 +4,7 @@
 //! remembered: after a restart [`connect`] says hello and gets a snapshot. When a monitor dies, its
 //! container is ended by the container's driver; the exit record on disk, if it got that far, wins.
 
+mod attach;
 mod connect;
 mod exec;
 mod launch;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use conmon_rs::protocol::{Reply, Request};
 use tokio::sync::mpsc;
 
+pub use attach::AttachPipes;
 pub use connect::{Connected, connect};
 pub use exec::{Captured, ExecCommand, OUTPUT_LIMIT};
 pub use launch::{Launch, launch};
@@ -88,6 +90,9 @@ pub enum MonitorError {
         /// What happened, for people.
         message: String,
     },
+    /// The monitor was started by an earlier release, which had no such request.
+    #[error("the container's monitor is of an earlier release, which cannot do that")]
+    TooOld,
     /// The monitor answered something that does not fit the request.
     #[error("the monitor answered a request with something else")]
     Confused,
@@ -104,6 +109,7 @@ impl Classify for MonitorError {
         match self {
             Self::ExecTimeout(_) => ErrorKind::ExecTimeout,
             Self::Late { .. } => ErrorKind::Deadline,
+            Self::TooOld => ErrorKind::Unsupported,
             Self::Refused { errno, .. } => match *errno {
                 libc::ENOSPC | libc::ENOMEM | libc::EAGAIN | libc::EMFILE | libc::ENFILE => {
                     ErrorKind::Exhausted

@@ -1,5 +1,6 @@
 //! The monitor binary against the real kernel: containers of busybox, as root.
 
+mod attach;
 mod control;
 mod exec;
 mod fixture;

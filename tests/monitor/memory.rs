@@ -3,6 +3,7 @@
 use conmon_rs::protocol::Request;
 use crisp_oci::plan::{ProcessPlan, SeccompPlan};
 
+use crate::attach::{OUTPUT, Pipes, attach};
 use crate::fixture::{Monitor, Site, eventually, process};
 
 /// Private and anonymous memory in KiB.
@@ -26,8 +27,9 @@ fn filter() -> SeccompPlan {
 #[test]
 fn memory_stays_where_it_is() {
     let script = format!(
-        "while [ ! -e /tmp/go ]; do sleep 0.01; done; yes {} | head -c 100000000; sleep 1000",
-        "x".repeat(99)
+        "wait() {{ while [ ! -e /tmp/$1 ]; do sleep 0.01; done; }}; \
+        wait go; yes {line} | head -c 100000000; wait again; yes {line} | head -c 10000000; sleep 1000",
+        line = "x".repeat(99)
     );
     // Two do the same, so that what they share is not counted as one's own.
     let sites = [Site::new(), Site::new()];
@@ -60,8 +62,21 @@ fn memory_stays_where_it_is() {
         });
     }
     let after_log = memory(&monitors[0]);
+    for monitor in &mut monitors {
+        let mut client = attach(monitor, OUTPUT);
+        let reader = std::thread::spawn(move || client.read(10_000_000).len());
+        let (exec, ..) = monitor
+            .exec(&process(&["sh", "-c", ": > /tmp/again"]))
+            .unwrap();
+        assert_eq!(monitor.exec_exited(exec), (0, 0));
+        assert_eq!(reader.join().unwrap(), 10_000_000);
+    }
+    let mut clients: Vec<Pipes> = monitors.iter_mut().map(|m| attach(m, OUTPUT)).collect();
+    let attached = memory(&monitors[0]);
+    clients.clear();
     println!(
-        "(private, anonymous) in KiB: fresh {fresh:?}, 100 execs {after_execs:?}, 100 MB of log {after_log:?}"
+        "(private, anonymous) in KiB: fresh {fresh:?}, 100 execs {after_execs:?}, 100 MB of log {after_log:?}, \
+        attached {attached:?}"
     );
     let budget = if std::env::var_os("CONMON_RS").is_some() {
         256
@@ -71,6 +86,11 @@ fn memory_stays_where_it_is() {
     for (what, (private, _)) in [("fresh", fresh), ("execs", after_execs), ("log", after_log)] {
         assert!(private <= budget, "{what}: {private} KiB");
     }
+    assert!(
+        attached.0 <= 2 * budget,
+        "with a client: {} KiB",
+        attached.0
+    );
     for monitor in &mut monitors {
         monitor.done(Request::KillAll);
         monitor.exited();

@@ -76,6 +76,7 @@ impl Container {
             log: self.log.as_ref().map(Log::counters).unwrap_or_default(),
             oom_count: self.oom.count(),
             monitor_pid: own_pid(),
+            dropped_clients: self.streams.dropped_clients(),
         }
     }
 }
@@ -94,6 +95,7 @@ pub fn empty_snapshot() -> Snapshot {
         log: Default::default(),
         oom_count: 0,
         monitor_pid: own_pid(),
+        dropped_clients: 0,
     }
 }
 

@@ -97,9 +97,13 @@ impl Monitor {
         state_dir: OwnedFd,
         log: Option<Log>,
     ) -> Result<(Container, Reply, OwnedFd), (Refusal, OwnedFd)> {
+        let wanted = stdio::Wanted {
+            stdin: request.stdin,
+            once: request.stdin_once,
+        };
         let pipes = match request.terminal {
             true => Ok((Streams::default(), IoPlan::Terminal)),
-            false => stdio::pipes(request.stdin),
+            false => stdio::pipes(wanted),
         };
         let (streams, io) = match pipes {
             Ok(pipes) => pipes,
@@ -122,7 +126,7 @@ impl Monitor {
             cgroup,
         } = created;
         let watched = match console {
-            Some(master) => Streams::terminal(master),
+            Some(master) => Streams::terminal(master, wanted),
             None => Ok(streams),
         }
         .and_then(|streams| {

@@ -12,7 +12,8 @@ use crisp_sys::{Errno, socket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-/// What a report of epoll belongs to. Connections have numbers of their own above these.
+/// What a report of epoll belongs to. Attached clients and connections have numbers of their own
+/// above these.
 pub mod token {
     /// The signal descriptor.
     pub const SIGNALS: u64 = 0;
@@ -26,6 +27,8 @@ pub mod token {
     pub const STDERR: u64 = 4;
     /// Memory ran out.
     pub const OOM: u64 = 5;
+    /// The container's stdin takes input again.
+    pub const STDIN: u64 = 6;
 }
 
 /// How long the last answers may take to be read when the monitor ends.
@@ -130,8 +133,15 @@ impl Monitor {
             }
             token::LISTENER => self.accept(),
             token::INIT => self.reap(),
-            token::STDOUT => self.read(Stream::Stdout),
+            token::STDOUT => {
+                // Only a terminal is asked for both.
+                if event.events & EPOLLOUT != 0 {
+                    self.input_wanted();
+                }
+                self.read(Stream::Stdout);
+            }
             token::STDERR => self.read(Stream::Stderr),
+            token::STDIN => self.input_wanted(),
             token::OOM => self.memory_ran_out(),
             other => {
                 if let Some(id) = Connections::of_token(other) {
@@ -141,6 +151,10 @@ impl Monitor {
                     if event.events & !EPOLLOUT != 0 {
                         self.serve(id);
                     }
+                } else if let Some(container) = &mut self.container {
+                    container
+                        .streams
+                        .client_ready(&self.epoll, other, &mut self.buffer);
                 }
             }
         }
@@ -169,6 +183,22 @@ impl Monitor {
             log.flush_partial(stream);
         }
         self.tell_log_trouble();
+        self.tell_dropped_clients();
+    }
+
+    fn input_wanted(&mut self) {
+        if let Some(container) = &mut self.container {
+            container.streams.input_wanted(&self.epoll);
+        }
+    }
+
+    /// Tells that attached clients were dropped since this was told last.
+    pub fn tell_dropped_clients(&mut self) {
+        let streams = self.container.as_mut().map(|c| &mut c.streams);
+        if let Some(count) = streams.and_then(|streams| streams.newly_dropped_clients()) {
+            self.connections
+                .broadcast(&self.epoll, &Told::AttachDropped { count });
+        }
     }
 
     fn tell_log_trouble(&mut self) {

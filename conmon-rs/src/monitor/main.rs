@@ -9,6 +9,7 @@
 //! nothing: whoever stops a container asks the daemon.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod container;
 mod create;
 mod event_loop;

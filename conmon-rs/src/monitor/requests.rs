@@ -4,7 +4,9 @@ use crate::container::{Container, empty_snapshot};
 use crate::event_loop::Monitor;
 use crate::report;
 use conmon_rs::log::Log;
-use conmon_rs::protocol::{DecodeError, Frame, Phase, Reply, Request, STAGE_PHASE, STAGE_UNKNOWN};
+use conmon_rs::protocol::{
+    AttachRequest, DecodeError, Frame, Phase, Reply, Request, STAGE_PHASE, STAGE_UNKNOWN,
+};
 use crisp_sys::{Errno, fd, pidfd, tty};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -127,6 +129,7 @@ impl Monitor {
             Request::Quit => return self.quit(id, seq),
             Request::AckExit => self.acknowledge_exit(),
             Request::KillAll => self.kill_all(),
+            Request::Attach(attach) => self.attach(attach, fds),
             request => self.with_container(request, fds),
         };
         let (reply, fds) = answer.unwrap_or_else(|refusal| (refusal.into(), Vec::new()));
@@ -149,6 +152,16 @@ impl Monitor {
             return done();
         };
         container.kill_all()?;
+        done()
+    }
+
+    fn attach(&mut self, request: AttachRequest, fds: Vec<OwnedFd>) -> Answer {
+        let container = self.container.as_mut().filter(|c| c.is_alive());
+        let Some(container) = container else {
+            let text = "there is no container to attach to, or it has ended";
+            return Err(Refusal::new(STAGE_PHASE, Errno::ESRCH, text));
+        };
+        container.streams.attach(&self.epoll, request, fds)?;
         done()
     }
 
@@ -178,6 +191,7 @@ impl Monitor {
             | Request::Hello { .. }
             | Request::KillAll
             | Request::AckExit
+            | Request::Attach(_)
             | Request::Quit => {
                 return Err(Refusal::new(
                     STAGE_UNKNOWN,

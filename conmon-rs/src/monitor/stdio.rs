@@ -1,8 +1,12 @@
-//! The container's streams: pipes or a terminal, read into the log.
+//! The container's streams: pipes or a terminal, read into the log and for attached clients.
 
+use crate::attach::{Clients, Input};
+use crate::event_loop::token;
+use crate::requests::Refusal;
 use conmon_rs::log::{Log, Stream};
+use conmon_rs::protocol::AttachRequest;
 use crisp_oci::apply::{IoPlan, Stdio};
-use crisp_sys::event::{EPOLLIN, Epoll};
+use crisp_sys::event::{EPOLLIN, EPOLLOUT, Epoll};
 use crisp_sys::{Errno, fd, path, tty};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,6 +23,19 @@ pub struct Streams {
     /// The other side of the terminal, kept open so that the container may close and reopen its
     /// own without our side reporting an end again and again. Given up when init has ended.
     terminal: Option<OwnedFd>,
+    /// Who else sees the output and gives input.
+    clients: Clients,
+    /// What the container was made with.
+    wanted: Wanted,
+}
+
+/// What a container was made to do with input.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Clients may give it some.
+    pub stdin: bool,
+    /// The end of the first client's input is the end of its own. Means nothing for a terminal.
+    pub once: bool,
 }
 
 /// What a read found.
@@ -34,13 +51,13 @@ pub enum Found {
 
 /// Pipes for a container without terminal: our ends and the container's. Without `stdin` it reads
 /// from /dev/null.
-pub fn pipes(stdin: bool) -> crisp_sys::Result<(Streams, IoPlan)> {
+pub fn pipes(wanted: Wanted) -> crisp_sys::Result<(Streams, IoPlan)> {
     let (out_read, out_write) = fd::pipe()?;
     let (err_read, err_write) = fd::pipe()?;
     for ours in [&out_read, &err_read] {
         fd::set_nonblocking(ours.as_fd(), true)?;
     }
-    let (theirs, ours) = if stdin {
+    let (theirs, ours) = if wanted.stdin {
         let (read, write) = fd::pipe()?;
         fd::set_nonblocking(write.as_fd(), true)?;
         (read, Some(write))
@@ -53,7 +70,8 @@ pub fn pipes(stdin: bool) -> crisp_sys::Result<(Streams, IoPlan)> {
     let streams = Streams {
         sources: [Some(out_read), Some(err_read)],
         stdin: ours,
-        terminal: None,
+        wanted,
+        ..Streams::default()
     };
     let stdio = Stdio {
         stdin: theirs,
@@ -65,13 +83,14 @@ pub fn pipes(stdin: bool) -> crisp_sys::Result<(Streams, IoPlan)> {
 
 impl Streams {
     /// The streams of a container with a terminal, from its master.
-    pub fn terminal(master: OwnedFd) -> crisp_sys::Result<Streams> {
+    pub fn terminal(master: OwnedFd, wanted: Wanted) -> crisp_sys::Result<Streams> {
         fd::set_nonblocking(master.as_fd(), true)?;
         let peer = tty::peer(master.as_fd())?;
         Ok(Streams {
             sources: [Some(master), None],
-            stdin: None,
             terminal: Some(peer),
+            wanted,
+            ..Streams::default()
         })
     }
 
@@ -98,6 +117,100 @@ impl Streams {
     /// Closes stdin.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
+        self.clients.end_inputs();
+    }
+
+    /// Connects a client.
+    pub fn attach(
+        &mut self,
+        epoll: &Epoll,
+        request: AttachRequest,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        if request.stderr && self.terminal.is_some() {
+            let text = "a terminal has no stderr of its own";
+            return Err(Refusal::new("attach", Errno::EINVAL, text));
+        }
+        if request.stdin && !self.wanted.stdin {
+            let text = "the container was made without stdin";
+            return Err(Refusal::new("attach", Errno::EINVAL, text));
+        }
+        let open_input = self.input().is_some();
+        self.clients.add(epoll, request, fds, open_input)
+    }
+
+    /// Where input goes, and the token that waits for it to take more.
+    fn input(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        match (&self.stdin, &self.terminal, &self.sources[0]) {
+            (Some(stdin), ..) => Some((stdin.as_fd(), token::STDIN)),
+            (None, Some(_), Some(master)) => Some((master.as_fd(), token::STDOUT)),
+            _ => None,
+        }
+    }
+
+    /// Something happened at a client's pipe.
+    pub fn client_ready(&mut self, epoll: &Epoll, token: u64, buffer: &mut [u8]) {
+        let Some((id, is_input)) = Clients::of_token(token) else {
+            return;
+        };
+        if !is_input {
+            return self.clients.remove(id);
+        }
+        let target = self.stdin.as_ref().or(match &self.terminal {
+            Some(_) => self.sources[0].as_ref(),
+            None => None,
+        });
+        let Some(target) = target else {
+            return self.clients.end_inputs();
+        };
+        match self.clients.take_input(id, target.as_fd(), buffer) {
+            Input::Taken => {}
+            Input::Held => self.hold_input(epoll),
+            Input::Ended if self.wanted.once && self.terminal.is_none() => self.close_stdin(),
+            Input::Ended => self.clients.end_input(id),
+            Input::Broken => self.close_stdin(),
+        }
+    }
+
+    /// Waits for the container to read before more input is taken.
+    fn hold_input(&mut self, epoll: &Epoll) {
+        let watched = match self.input() {
+            Some((target, token::STDIN)) => epoll.add(target, EPOLLOUT, token::STDIN),
+            Some((target, token)) => epoll.modify(target, EPOLLIN | EPOLLOUT, token),
+            None => Ok(()),
+        };
+        match watched {
+            Ok(()) => self.clients.hold(epoll),
+            // Without a report of it nobody would ever be heard again.
+            Err(_) => self.close_stdin(),
+        }
+    }
+
+    /// The container may take input again.
+    pub fn input_wanted(&mut self, epoll: &Epoll) {
+        if !self.clients.are_held() {
+            return;
+        }
+        let target = self.stdin.as_ref().or(self.sources[0].as_ref());
+        let Some(target) = target else { return };
+        if !self.clients.resume(epoll, target.as_fd()) {
+            return;
+        }
+        // It is in there; and if not, there is nothing to stop.
+        let _ = match &self.stdin {
+            Some(stdin) => epoll.delete(stdin.as_fd()),
+            None => epoll.modify(target.as_fd(), EPOLLIN, token::STDOUT),
+        };
+    }
+
+    /// Clients that were dropped because they did not read.
+    pub fn dropped_clients(&self) -> u64 {
+        self.clients.dropped()
+    }
+
+    /// The same, if it has grown since it was asked.
+    pub fn newly_dropped_clients(&mut self) -> Option<u64> {
+        self.clients.newly_dropped()
     }
 
     /// Whether no more output can come.
@@ -108,15 +221,18 @@ impl Streams {
     /// Init has ended: what it wrote to its terminal will end too.
     pub fn init_ended(&mut self) {
         self.terminal = None;
-        self.stdin = None;
+        self.close_stdin();
     }
 
     /// Closes everything.
     pub fn close(&mut self) {
-        *self = Streams::default();
+        self.sources = [None, None];
+        self.terminal = None;
+        self.stdin = None;
+        self.clients.close();
     }
 
-    /// Reads once from a stream into the log; without a log the output is discarded.
+    /// Reads once from a stream into the log and for the clients.
     pub fn read(&mut self, stream: Stream, buffer: &mut [u8], log: Option<&mut Log>) -> Found {
         let source = &mut self.sources[stream as usize];
         let Some(open) = source else {
@@ -127,6 +243,7 @@ impl Streams {
                 if let Some(log) = log {
                     log.feed(stream, &buffer[..count]);
                 }
+                self.clients.offer(stream, &buffer[..count]);
                 Found::Bytes(count)
             }
             Err(error) if error.errno() == Errno::EAGAIN => Found::Nothing,

@@ -4,8 +4,8 @@
 //! follow in any order. A number that is absent is 0, a text or list that is absent is empty.
 
 use super::{
-    CreateRequest, DEFAULT_LINGER_MS, Event, ExecRequest, Frame, LogCounters, MAX_FRAME, Phase,
-    Reply, Request, Snapshot,
+    AttachRequest, CreateRequest, DEFAULT_LINGER_MS, Event, ExecRequest, Frame, LogCounters,
+    MAX_FRAME, Phase, Reply, Request, Snapshot,
 };
 use crate::exit::{EXIT_VERSION, ExitRecord};
 use crisp_oci::tlv::{Reader, Record, TlvError, Writer};
@@ -48,6 +48,9 @@ mod tag {
     pub const WRITTEN_BYTES: u16 = 46;
     pub const WRITE_ERRORS: u16 = 47;
     pub const MONITOR_PID: u16 = 48;
+    pub const STDOUT: u16 = 49;
+    pub const STDERR: u16 = 50;
+    pub const DROPPED: u16 = 51;
 }
 
 /// Frame numbers: requests below 100, replies below 200, events below 300.
@@ -64,6 +67,7 @@ mod kind {
     pub const CLOSE_STDIN: u64 = 10;
     pub const ACK_EXIT: u64 = 11;
     pub const QUIT: u64 = 12;
+    pub const ATTACH: u64 = 13;
     pub const REPLIES: u64 = 100;
     pub const OK: u64 = 101;
     pub const CREATED: u64 = 102;
@@ -75,6 +79,7 @@ mod kind {
     pub const OOM: u64 = 202;
     pub const EXEC_EXITED: u64 = 203;
     pub const LOG_TROUBLE: u64 = 204;
+    pub const ATTACH_DROPPED: u64 = 205;
 }
 
 /// Why a packet is not a frame.
@@ -169,6 +174,7 @@ fn put_request(w: &mut Writer, seq: u64, request: &Request) {
         Request::CloseStdin => kind::CLOSE_STDIN,
         Request::AckExit => kind::ACK_EXIT,
         Request::Quit => kind::QUIT,
+        Request::Attach(_) => kind::ATTACH,
     };
     w.put_u64(tag::KIND, kind);
     w.put_u64(tag::SEQ, seq);
@@ -195,6 +201,11 @@ fn put_request(w: &mut Writer, seq: u64, request: &Request) {
             w.put_u64(tag::EXEC, *exec);
             w.put_u64(tag::WIDTH, u64::from(*width));
             w.put_u64(tag::HEIGHT, u64::from(*height));
+        }
+        Request::Attach(attach) => {
+            w.put_u64(tag::STDIN, u64::from(attach.stdin));
+            w.put_u64(tag::STDOUT, u64::from(attach.stdout));
+            w.put_u64(tag::STDERR, u64::from(attach.stderr));
         }
         Request::Start
         | Request::KillAll
@@ -278,6 +289,9 @@ fn put_snapshot(w: &mut Writer, snapshot: &Snapshot) {
     });
     w.put_u64(tag::COUNT, snapshot.oom_count);
     put_i32(w, tag::MONITOR_PID, snapshot.monitor_pid);
+    if snapshot.dropped_clients > 0 {
+        w.put_u64(tag::DROPPED, snapshot.dropped_clients);
+    }
 }
 
 fn put_event(w: &mut Writer, event: &Event) {
@@ -306,6 +320,10 @@ fn put_event(w: &mut Writer, event: &Event) {
             w.put_u64(tag::KIND, kind::LOG_TROUBLE);
             w.put_u64(tag::LOST_BYTES, *lost_bytes);
             put_i32(w, tag::ERRNO, *errno);
+        }
+        Event::AttachDropped { count } => {
+            w.put_u64(tag::KIND, kind::ATTACH_DROPPED);
+            w.put_u64(tag::COUNT, *count);
         }
     }
 }
@@ -370,6 +388,11 @@ fn get_request(fields: &Fields<'_>, kind: u64, seq: u64) -> Result<Request, Deco
         kind::CLOSE_STDIN => Request::CloseStdin,
         kind::ACK_EXIT => Request::AckExit,
         kind::QUIT => Request::Quit,
+        kind::ATTACH => Request::Attach(AttachRequest {
+            stdin: fields.flag(tag::STDIN)?,
+            stdout: fields.flag(tag::STDOUT)?,
+            stderr: fields.flag(tag::STDERR)?,
+        }),
         _ => return Err(DecodeError::Unknown { seq, kind }),
     })
 }
@@ -433,6 +456,7 @@ fn get_snapshot(fields: &Fields<'_>) -> Result<Snapshot, DecodeError> {
         log,
         oom_count: fields.u64(tag::COUNT)?,
         monitor_pid: fields.signed(tag::MONITOR_PID)?,
+        dropped_clients: fields.u64(tag::DROPPED)?,
     })
 }
 
@@ -456,6 +480,9 @@ fn get_event(fields: &Fields<'_>, kind: u64) -> Result<Event, DecodeError> {
         kind::LOG_TROUBLE => Event::LogTrouble {
             lost_bytes: fields.u64(tag::LOST_BYTES)?,
             errno: fields.signed(tag::ERRNO)?,
+        },
+        kind::ATTACH_DROPPED => Event::AttachDropped {
+            count: fields.u64(tag::COUNT)?,
         },
         _ => return Err(DecodeError::Unknown { seq: 0, kind }),
     })

@@ -19,11 +19,12 @@ prop_compose! {
 prop_compose! {
     fn snapshot()(version: u32, id in text(), phase in 0..4usize, pid: i32, start_time: u64, started_at_ns: u64,
         exit in proptest::option::of(exit_record()), execs in proptest::collection::vec(any::<u64>(), 0..4),
-        counters: (u64, u64, u64, i32), oom_count: u64, monitor_pid: i32) -> Snapshot {
+        counters: (u64, u64, u64, i32), oom_count: u64, monitor_pid: i32, dropped_clients: u64) -> Snapshot {
         let phase = [Phase::Creating, Phase::Created, Phase::Running, Phase::Exited][phase];
         let (written_bytes, lost_bytes, write_errors, errno) = counters;
         Snapshot { version, id, phase, pid, start_time, started_at_ns, exit, execs,
-            log: LogCounters { written_bytes, lost_bytes, write_errors, errno }, oom_count, monitor_pid }
+            log: LogCounters { written_bytes, lost_bytes, write_errors, errno }, oom_count, monitor_pid,
+            dropped_clients }
     }
 }
 
@@ -59,6 +60,13 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::CloseStdin),
         Just(Request::AckExit),
         Just(Request::Quit),
+        any::<(bool, bool, bool)>().prop_map(|(stdin, stdout, stderr)| {
+            Request::Attach(AttachRequest {
+                stdin,
+                stdout,
+                stderr,
+            })
+        }),
     ]
 }
 
@@ -91,6 +99,7 @@ fn event() -> impl Strategy<Value = Event> {
         ),
         (any::<u64>(), any::<i32>())
             .prop_map(|(lost_bytes, errno)| Event::LogTrouble { lost_bytes, errno }),
+        any::<u64>().prop_map(|count| Event::AttachDropped { count }),
     ]
 }
 
@@ -337,6 +346,7 @@ const GOLDEN_1: &[Golden] = &[
                 },
                 oom_count: 2,
                 monitor_pid: 4000,
+                dropped_clients: 0,
             }),
         },
     ),
@@ -388,9 +398,28 @@ const GOLDEN_1: &[Golden] = &[
     ),
 ];
 
+/// What version 2 added.
+const GOLDEN_2: &[Golden] = &[
+    (
+        "0100080000000d000000000000000200080000000e00000000000000140008000000010000000000000031000800000001000000000000003200080000000000000000000000",
+        || Frame::Request {
+            seq: 14,
+            request: Request::Attach(AttachRequest {
+                stdin: true,
+                stdout: true,
+                stderr: false,
+            }),
+        },
+    ),
+    (
+        "010008000000cd000000000000002700080000000300000000000000",
+        || Frame::Event(Event::AttachDropped { count: 3 }),
+    ),
+];
+
 #[test]
-fn golden_frames_of_version_1() {
-    for (bytes, frame) in GOLDEN_1 {
+fn golden_frames_of_every_version() {
+    for (bytes, frame) in GOLDEN_1.iter().chain(GOLDEN_2) {
         assert_eq!(Frame::decode(&unhex(bytes)).as_ref(), Ok(&frame()));
         assert_eq!(hex(&frame().encode()), *bytes, "{:?}", frame());
     }

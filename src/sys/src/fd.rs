@@ -137,6 +137,20 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe2(0)
 }
 
+/// Sets how many bytes a pipe holds at most; memory is taken only for what is in it.
+///
+/// # Errors
+/// Those of fcntl(2) `F_SETPIPE_SZ`: `EPERM` above `/proc/sys/fs/pipe-max-size` without the
+/// privilege for it.
+pub fn set_pipe_size(pipe: BorrowedFd<'_>, bytes: i32) -> Result<()> {
+    // SAFETY: F_SETPIPE_SZ takes an int.
+    let value = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+    check("fcntl", c_long::from(value), || {
+        format!("{}, F_SETPIPE_SZ, {bytes}", pipe.as_raw_fd())
+    })
+    .map(drop)
+}
+
 /// [`read(2)`](https://man7.org/linux/man-pages/man2/read.2.html), repeated when interrupted.
 ///
 /// # Errors
