@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
+    boot::Boot,
     bundle,
     config::{
         Config,
@@ -31,6 +32,7 @@ use crate::{
         },
         runtime::Runtime,
     },
+    error::Chain,
     id::{ContainerId, SandboxId},
     image::{ImageError, ImageSettings, Images},
     network::{Network, NetworkConfig, NetworkError},
@@ -96,13 +98,21 @@ pub enum DaemonError {
 pub async fn serve(config: Config) -> Result<(), DaemonError> {
     let _root = lock::acquire(&config.root)?;
     let _state = lock::acquire(&config.state)?;
+    let boot = Boot::begin(&config.root).map_err(|source| DaemonError::Prepare {
+        action: "note the boot in",
+        path: config.root.clone(),
+        source,
+    })?;
+    let boot = Arc::new(boot);
     let (node, images) = build(config).await?;
     recover(&node).await;
-    let collecting = images.clone();
+    let (collecting, suspicious) = (images.clone(), Arc::clone(&boot));
     drop(tokio::task::spawn_blocking(move || {
-        collecting.start_collecting()
+        collecting.start_collecting();
+        verify(&collecting, &suspicious);
     }));
     empty_trash(&node);
+    collect_attachments(&node);
     let listener = listen(&node.config.listen)?;
     tracing::info!(listen = %node.config.listen.display(), root = %node.config.root.display(), "serving");
     let manager = Notifier::from_environment();
@@ -110,6 +120,7 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     let served = serve_until_signal(listener, Arc::clone(&node), images).await;
     tell(manager.stopping());
     fs::remove_file(&node.config.listen).ok();
+    boot.end();
     tracing::info!("ended, containers go on");
     served
 }
@@ -155,19 +166,27 @@ async fn build(config: Config) -> Result<(Arc<Node>, Images), DaemonError> {
     if let Some(reason) = &report.reason {
         tracing::error!(reason, quarantined = ?report.quarantined, "store was unusable and is rebuilt from files");
     }
-    let images = open_images(
-        &config.root,
-        Some(&config.image.hosts_dir),
-        &store,
-        report.must_rebuild(),
-    )?;
+    if report.stuck_thread {
+        tracing::error!(
+            "the store's engine hung, its thread is lost: the runtime is not ready until crisp is restarted"
+        );
+    }
+    // Blocks, and waits for the store's writer if records are rebuilt.
+    let images = tokio::task::block_in_place(|| {
+        open_images(
+            &config.root,
+            Some(&config.image.hosts_dir),
+            &store,
+            report.must_rebuild(),
+        )
+    })?;
     let network_config = NetworkConfig {
         conf_dir: config.network.conf_dir.clone(),
         plugin_dirs: config.network.plugin_dirs.clone(),
         ..NetworkConfig::default()
     };
     let network = Network::start(network_config, &config.root.join("network/results"))?;
-    let records = Records::open(&store)?;
+    let records = tokio::task::block_in_place(|| Records::open(&store))?;
     let node = Node::new(Parts {
         config,
         programs,
@@ -208,11 +227,14 @@ async fn recover(node: &Arc<Node>) {
     let each = sandboxes
         .into_iter()
         .map(|record| sandbox::recover::recover(node, record));
-    futures_util::future::join_all(each).await;
+    let half_stopped = futures_util::future::join_all(each).await;
     let each = containers
         .into_iter()
         .map(|record| container::recover::recover(node, record));
     futures_util::future::join_all(each).await;
+    for sandbox in half_stopped.into_iter().flatten() {
+        tokio::spawn(sandbox::recover::finish_stop(sandbox));
+    }
     for stray in strays {
         match stray {
             Stray::Container(id) => container::undo::sweep(node, &id).await,
@@ -224,7 +246,7 @@ async fn recover(node: &Arc<Node>) {
     }
 }
 
-/// Something with a directory and without a record.
+/// Something with a directory or an attachment and without a record.
 enum Stray {
     Container(ContainerId),
     Sandbox(SandboxId),
@@ -243,13 +265,45 @@ fn strays(node: &Node, recorded: &BTreeSet<String>) -> Vec<Stray> {
     };
     let (root, state) = (node.paths.root(), node.paths.state());
     let containers = names([root.join("containers"), state.join("containers")]);
-    let sandboxes = names([root.join("sandboxes"), state.join("sandboxes")]);
+    let mut sandboxes = names([root.join("sandboxes"), state.join("sandboxes")]);
+    match node.network.attachments() {
+        Ok(attached) => sandboxes.extend(attached.into_iter().filter(|id| !recorded.contains(id))),
+        Err(error) => tracing::error!(%error, "cannot list the network's attachments"),
+    }
     let containers = containers.iter().filter_map(|name| name.parse().ok());
     let sandboxes = sandboxes.iter().filter_map(|name| name.parse().ok());
     containers
         .map(Stray::Container)
         .chain(sandboxes.map(Stray::Sandbox))
         .collect()
+}
+
+/// Compares the layers with what is known of them, if the machine went down under the last daemon.
+fn verify(images: &Images, boot: &Boot) {
+    if !boot.is_suspect() {
+        return;
+    }
+    tracing::info!("the machine went down under the last daemon, layers are verified");
+    match images.verify() {
+        Ok(0) => tracing::info!("layers are whole"),
+        Ok(damaged) => tracing::error!(damaged, "layers were damaged and are to be pulled again"),
+        Err(error) => {
+            return tracing::error!(error = %Chain(&error), "cannot verify the layers");
+        }
+    }
+    if let Err(error) = boot.verified() {
+        tracing::warn!(%error, "layers will be verified again after the next start");
+    }
+}
+
+/// Has the network's plugins remove what belongs to no pod, in the background.
+fn collect_attachments(node: &Arc<Node>) {
+    let network = node.network.clone();
+    tokio::spawn(async move {
+        if let Err(error) = network.gc().await {
+            tracing::warn!(error = %Chain(&error), "the network's garbage collection failed");
+        }
+    });
 }
 
 /// Deletes what an earlier daemon had no time for.

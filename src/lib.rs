@@ -4,6 +4,7 @@
 //! life of a pod through these modules; the step names there are the span names here.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod clock;
@@ -13,6 +14,7 @@ pub mod cri;
 pub mod daemon;
 pub mod error;
 pub mod events;
+pub mod failpoint;
 pub mod handler;
 pub mod id;
 pub mod image;
@@ -27,3 +29,4 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod snapshot;
 pub mod store;
+pub mod undo;

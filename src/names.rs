@@ -282,11 +282,14 @@ mod tests {
     #[tokio::test]
     async fn a_different_request_is_refused_while_the_first_runs() {
         let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
-        let running = tokio::time::timeout(
-            Duration::from_millis(10),
-            claim(&names, 1, 7, std::future::pending()),
-        );
-        assert!(running.await.is_err());
+        let running = tokio::spawn({
+            let names = Arc::clone(&names);
+            async move { claim(&names, 1, 7, std::future::pending()).await }
+        });
+        while !names.lock().contains_key("n") {
+            tokio::task::yield_now().await;
+        }
+        running.abort();
         let other = claim(&names, 2, 8, async { Ok(()) }).await;
         assert!(matches!(other, Err(NameError::Taken(7))));
     }
@@ -304,15 +307,26 @@ mod tests {
     #[tokio::test]
     async fn a_lost_answer_is_given_to_the_retry() {
         let names = Arc::new(TestNames::with_answers_in_flight_for(Duration::ZERO));
-        let lost = tokio::time::timeout(
-            Duration::from_millis(5),
-            claim(&names, 1, 7, async {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Ok(())
-            }),
-        );
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let lost = tokio::spawn({
+            let names = Arc::clone(&names);
+            async move {
+                claim(&names, 1, 7, async {
+                    wait.await.map_err(|e| e.to_string())
+                })
+                .await
+            }
+        });
+        while !names.lock().contains_key("n") {
+            tokio::task::yield_now().await;
+        }
+        // The client is gone, then the operation ends.
+        lost.abort();
         assert!(lost.await.is_err());
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        go.send(()).expect("the operation waits");
+        while names.lock()["n"].outcome.borrow().is_none() {
+            tokio::task::yield_now().await;
+        }
         assert!(matches!(claim(&names, 1, 8, async { Ok(()) }).await, Ok(7)));
     }
 

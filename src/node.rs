@@ -21,7 +21,7 @@ use crate::{
     names::Names,
     network::Network,
     registry::Registry,
-    sandbox::{Sandbox, record::SandboxRecord, run::RunError, spec::SandboxSpec},
+    sandbox::{Sandbox, parents::Parents, record::SandboxRecord, run::RunError, spec::SandboxSpec},
     seccomp::Filters,
     store::{
         Record, Store, StoreError, Table,
@@ -140,6 +140,8 @@ pub struct Node {
     pub sandboxes: Registry<Sandbox>,
     /// Live containers.
     pub containers: Registry<Container>,
+    /// Cgroups that crisp made for pods to lie in.
+    pub cgroup_parents: Parents,
     /// Who has which sandbox name.
     pub sandbox_names: Arc<Names<SandboxSpec, SandboxId, RunError>>,
     /// Who has which container name.
@@ -149,6 +151,7 @@ pub struct Node {
 
 /// Where records are kept, each twice: in the store, and in a file beside what it describes.
 pub struct Records {
+    store: Store,
     sandboxes: Table<SandboxRecord>,
     containers: Table<ContainerRecord>,
 }
@@ -170,6 +173,7 @@ impl Records {
     /// When a table cannot be read.
     pub fn open(store: &Store) -> Result<Self, StoreError> {
         Ok(Self {
+            store: store.clone(),
             sandboxes: store.table()?,
             containers: store.table()?,
         })
@@ -220,6 +224,7 @@ impl Node {
             events: Events::default(),
             sandboxes: Registry::new("sandbox"),
             containers: Registry::new("container"),
+            cgroup_parents: Parents::default(),
             sandbox_names: Arc::default(),
             container_names: Arc::default(),
             records,
@@ -230,6 +235,15 @@ impl Node {
     #[must_use]
     pub fn default_cgroup_parent(&self, id: &SandboxId) -> String {
         format!("{DEFAULT_CGROUP_PARENT}/{id}")
+    }
+
+    /// Why nothing should be started on this node, if so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.records.store.is_stuck().then(|| {
+            "the store's engine hung and one of its threads is lost: restart crisp (containers go on)"
+                .to_owned()
+        })
     }
 
     /// The containers of a sandbox.

@@ -33,6 +33,7 @@ use crate::{
     clock,
     error::{Chain, Classify, ErrorKind},
     events::{Event, EventKind},
+    failpoint,
     id::{ContainerId, SandboxId},
     image::{Image, ImageError},
     monitor::{self, Launch, Launched, MonitorError},
@@ -256,6 +257,7 @@ async fn build(
     let launched = launch(node, &draft.record, prepared)
         .instrument(tracing::info_span!("container.monitor", %id))
         .await?;
+    failpoint::reach(format_args!("container.monitor.created"));
     draft.record.fixed.pid = launched.init.pid;
     draft.record.fixed.start_time = launched.init.start_time;
     draft.record.phase = Phase::Live(State::Created);
@@ -297,6 +299,7 @@ async fn reserve(
     };
     let made = match node.journal_container(&mut draft.record).await {
         Ok(()) => {
+            failpoint::reach(format_args!("container.reserve.journalled"));
             let (paths, of) = (node.paths.clone(), draft.record.clone());
             let made = tokio::task::spawn_blocking(move || make_files(&paths, &of)).await;
             made.map_err(|_| CreateError::Draining)
@@ -415,6 +418,7 @@ fn rootfs(input: &Input) -> Result<OwnedFd, CreateError> {
     let (upper, work) = (root.join("upper"), root.join("work"));
     let attributes = input.node.images.root_attributes(&input.image);
     overlay::make_upper(&upper, &work, attributes).map_err(CreateError::Rootfs)?;
+    failpoint::reach(format_args!("container.rootfs.upper"));
     let upper = overlay::Upper {
         upper: &upper,
         work: &work,
@@ -471,6 +475,7 @@ fn bundle(input: &Input, rootfs: &OwnedFd) -> Result<Bundled, CreateError> {
     let json = bundle::to_json(&spec).map_err(CreateError::Bundle)?;
     let path = node.paths.container_state(&record.id).join("config.json");
     fs::write(&path, json).map_err(|source| CreateError::Files { path, source })?;
+    failpoint::reach(format_args!("container.bundle.written"));
     Ok(Bundled {
         spec,
         user,

@@ -13,16 +13,18 @@ use super::{
     Container,
     record::{ContainerRecord, Phase},
     state::{Change, Exit, State},
-    undo::{self, UndoError},
+    undo,
 };
 use crate::{
     clock,
     error::{Chain, Classify, ErrorKind},
     events::{Event, EventKind},
+    failpoint,
     monitor::{Monitor, MonitorError, Notice},
     node::Node,
     process::Process,
     snapshot::layers::Pin as LayerPin,
+    undo::{Patience, UndoError},
 };
 
 /// How long a SIGKILL may take to be reported.
@@ -148,6 +150,8 @@ pub struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     ending: Option<Ending>,
     removing: Vec<Answer>,
+    /// A removal was begun and failed: when it is tried again without being asked.
+    unfinished: Option<(Instant, Patience)>,
     /// The monitor's process after its work was done: a removal waits for it.
     parting: Option<Process>,
     /// Whether the caller of a successful start was still there to hear it.
@@ -191,6 +195,7 @@ impl Driver {
             commands,
             ending: None,
             removing: Vec::new(),
+            unfinished: None,
             parting: None,
             start_answered: false,
         };
@@ -202,13 +207,8 @@ impl Driver {
             if !self.removing.is_empty() && self.has_exited() && self.remove().await {
                 return;
             }
-            let deadline = self.ending.as_ref().map(|ending| ending.deadline);
-            let late = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let late = at(self.ending.as_ref().map(|ending| ending.deadline));
+            let again = at(self.unfinished.as_ref().map(|(next, _)| *next));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command).await,
@@ -216,6 +216,7 @@ impl Driver {
                 },
                 notice = next_notice(&mut self.attached) => self.heed(notice).await,
                 () = late => self.escalate().await,
+                () = again => if self.remove().await { return },
             }
         }
     }
@@ -258,6 +259,7 @@ impl Driver {
         // Taken before, so that no end can come before it.
         let at = clock::now_ns();
         monitor.start().await.map_err(ContainerError::Start)?;
+        failpoint::reach(format_args!("start.gate.opened"));
         self.change(Change::Started { at }).await;
         self.node
             .events
@@ -449,10 +451,26 @@ impl Driver {
                 .events
                 .send(Event::of_container(EventKind::Deleted, &self.container));
         }
+        if let Err(error) = &removed {
+            tracing::warn!(id = %self.container.id, error = %Chain(error.as_ref()), "removal fails, will retry");
+            let mut patience = self
+                .unfinished
+                .take()
+                .map_or_else(Patience::default, |(_, p)| p);
+            self.unfinished = Some((Instant::now() + patience.next(), patience));
+        }
         for answer in std::mem::take(&mut self.removing) {
             answer.send(removed.clone()).ok();
         }
         done
+    }
+}
+
+/// Waits for a moment, if there is one.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Takes apart what a container's record says may exist.
 //!
-//! Every step is idempotent and has a deadline of its own, so undoing can be cut off anywhere and
-//! begun anew. Order: processes first (the monitor, then everything in the cgroup), then the cgroup,
-//! the runtime files, the writable layer, and at last the record.
+//! Order: processes first (the monitor, then everything in the cgroup), then the cgroup, the runtime
+//! files, the record in the store, and at last the directory with the writable layer and the record's
+//! file. Each is a step of a journalled undoing ([`crate::undo`]).
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -16,55 +16,33 @@ use super::{
 };
 use crate::{
     clock,
-    error::{Chain, Classify, ErrorKind},
+    error::Chain,
+    failpoint,
     id::ContainerId,
     monitor,
     node::Node,
     snapshot::layers::Pin as LayerPin,
-    store::{StoreError, record_file::RecordFileError},
+    undo::{self, Of, Undo, UndoError},
 };
 
-/// How long one step may take.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
+const OF: Of = Of::Container;
 /// How long killed processes may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Pauses between tries of what could not be undone.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// Why a step of the undoing failed.
-#[derive(Debug, thiserror::Error)]
-pub enum UndoError {
-    /// Processes, cgroup, files or layer do not go.
-    #[error("cannot remove the {what} of the container")]
-    Remains {
-        /// Which of them.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The record does not go.
-    #[error("cannot remove the record of the container")]
-    Record(#[source] StoreError),
-    /// The journal of the undoing cannot be written.
-    #[error("cannot record the removal")]
-    Journal(#[source] RecordFileError),
-    /// A step took too long.
-    #[error("removal of the {what} took longer than {STEP_LIMIT:?}")]
-    Late {
-        /// Which step.
-        what: &'static str,
-    },
+/// A container that nobody can see and that is to go.
+struct Erasing {
+    node: Arc<Node>,
+    record: ContainerRecord,
+    pin: Option<LayerPin>,
 }
 
-impl Classify for UndoError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Record(_) | Self::Journal(_) => ErrorKind::Internal,
-            Self::Late { .. } => ErrorKind::Deadline,
-            Self::Remains { .. } => ErrorKind::Internal,
-        }
+impl Undo for Erasing {
+    fn id(&self) -> &str {
+        self.record.id.as_str()
+    }
+
+    async fn attempt(&mut self) -> Result<(), UndoError> {
+        erase(&self.node, &mut self.record, &mut self.pin).await
     }
 }
 
@@ -79,9 +57,10 @@ pub async fn erase(
     pin: &mut Option<LayerPin>,
 ) -> Result<(), UndoError> {
     record.phase = Phase::Removing;
-    node.write_container(record)
-        .await
-        .map_err(UndoError::Journal)?;
+    let journalled = node.write_container(record);
+    let journalled =
+        async { (journalled.await).map_err(|source| UndoError::Journal { of: OF, source }) };
+    OF.step("journal", journalled).await?;
     end_processes(node, record).await?;
     let (state, root) = (
         node.paths.container_state(&record.id),
@@ -91,40 +70,24 @@ pub async fn erase(
         .paths
         .trash()
         .join(format!("{}-{}", record.id, clock::now_ns()));
-    blocking("runtime files", move || crate::node::remove_tree(&state)).await?;
+    OF.blocking("runtime files", move || crate::node::remove_tree(&state))
+        .await?;
     // The record's file goes with the directory: until the store has forgotten it, the phase in
     // there makes a restart finish the job.
-    node.remove_container(&record.id)
-        .await
-        .map_err(UndoError::Record)?;
-    blocking("directory", move || throw_away(&root, &trash)).await?;
+    let forgotten = node.remove_container(&record.id);
+    let forgotten =
+        async { (forgotten.await).map_err(|source| UndoError::Record { of: OF, source }) };
+    OF.step("record", forgotten).await?;
+    OF.blocking("directory", move || throw_away(&root, &trash))
+        .await?;
     *pin = None;
     Ok(())
 }
 
 /// Undoes a container that nobody can see: tries once now, and goes on in the background until it
 /// is done.
-pub async fn finish_in_background(
-    node: Arc<Node>,
-    mut record: ContainerRecord,
-    mut pin: Option<LayerPin>,
-) {
-    let first = erase(&node, &mut record, &mut pin).await;
-    let Err(error) = first else { return };
-    tracing::warn!(id = %record.id, error = %Chain(&error), "undoing fails, will retry");
-    tokio::spawn(async move {
-        let mut wait = FIRST_RETRY;
-        loop {
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LAST_RETRY);
-            match erase(&node, &mut record, &mut pin).await {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::warn!(id = %record.id, error = %Chain(&error), "undoing fails, will retry");
-                }
-            }
-        }
-    });
+pub async fn finish_in_background(node: Arc<Node>, record: ContainerRecord, pin: Option<LayerPin>) {
+    undo::finish_in_background(Erasing { node, record, pin }).await;
 }
 
 /// Ends what a dead monitor left: its exit record counts if it got that far, else the container's
@@ -157,7 +120,7 @@ pub async fn sweep(node: &Arc<Node>, id: &ContainerId) {
         node.paths.container_root(id),
     );
     let trash = node.paths.trash().join(format!("{id}-{}", clock::now_ns()));
-    let swept = blocking("files", move || {
+    let swept = OF.blocking("files", move || {
         crate::node::remove_tree(&state)?;
         throw_away(&root, &trash)
     });
@@ -180,10 +143,15 @@ pub fn read_exit(state: &Path) -> Option<ExitRecord> {
 }
 
 async fn end_processes(node: &Arc<Node>, record: &ContainerRecord) -> Result<(), UndoError> {
-    end_monitor(&node.paths.container_state(&record.id)).await;
+    let state = node.paths.container_state(&record.id);
+    let ended = async {
+        end_monitor(&state).await;
+        Ok(())
+    };
+    OF.step("monitor", ended).await?;
     kill_cgroup(node, record).await?;
     let (hierarchy, path) = (node.facts.cgroup.clone(), record.fixed.cgroup.clone());
-    blocking("cgroup", move || {
+    OF.blocking("cgroup", move || {
         let cgroup = Cgroup::observe(&hierarchy, &path).map_err(io::Error::other)?;
         cgroup.remove().map_err(io::Error::other)
     })
@@ -201,7 +169,7 @@ async fn end_monitor(state: &Path) {
 
 async fn kill_cgroup(node: &Arc<Node>, record: &ContainerRecord) -> Result<(), UndoError> {
     let (hierarchy, path) = (node.facts.cgroup.clone(), record.fixed.cgroup.clone());
-    blocking("processes", move || {
+    OF.blocking("processes", move || {
         let cgroup = Cgroup::observe(&hierarchy, &path).map_err(io::Error::other)?;
         kill_and_wait(&cgroup)
     })
@@ -230,6 +198,7 @@ fn throw_away(root: &Path, trash: &Path) -> io::Result<()> {
     }
     match fs::rename(root, trash) {
         Ok(()) => {
+            failpoint::reach(format_args!("container.undo.directory.renamed"));
             let trash = trash.to_owned();
             drop(tokio::task::spawn_blocking(move || {
                 if let Err(error) = crate::snapshot::removal::remove_tree(&trash) {
@@ -240,16 +209,5 @@ fn throw_away(root: &Path, trash: &Path) -> io::Result<()> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-async fn blocking(
-    what: &'static str,
-    step: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<(), UndoError> {
-    let step = tokio::task::spawn_blocking(step);
-    match tokio::time::timeout(STEP_LIMIT, step).await {
-        Ok(Ok(done)) => done.map_err(|source| UndoError::Remains { what, source }),
-        Ok(Err(_)) | Err(_) => Err(UndoError::Late { what }),
     }
 }

@@ -366,6 +366,7 @@ impl RuntimeService for Runtime {
                 crate::error::Chain(&error).to_string(),
             )
         });
+        let store = self.node.trouble().map(|reason| ("StoreStuck", reason));
         let features = proto::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
             user_namespaces: false,
@@ -374,7 +375,7 @@ impl RuntimeService for Runtime {
         Ok(Response::new(proto::StatusResponse {
             status: Some(proto::RuntimeStatus {
                 conditions: vec![
-                    condition("RuntimeReady", None),
+                    condition("RuntimeReady", store),
                     condition("NetworkReady", network),
                 ],
             }),

@@ -16,7 +16,7 @@ use super::{
     result::{self, CniResult, is_interface_name, parse_cidr},
     watch::NotReady,
 };
-use crate::{error::Chain, id::SandboxId};
+use crate::{error::Chain, failpoint, id::SandboxId};
 
 /// Who the pod is, for `CNI_ARGS`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -124,13 +124,14 @@ impl Network {
     /// returns; [`NetworkError::Undo`] says that not all could be, and `detach` is to be repeated.
     pub async fn attach(&self, request: &AttachRequest) -> Result<Attachment, NetworkError> {
         self.ready().map_err(NetworkError::NotReady)?;
+        let _no_gc = self.inner.changes.read().await;
         let list = self
             .loaded()
             .list
             .clone()
             .ok_or(NetworkError::NotReady(NotReady::Starting))?;
         let record = self.intent(request, &list)?;
-        self.detach_sandbox(request.sandbox.as_str()).await?;
+        self.delete_chain(request.sandbox.as_str()).await?;
         self.inner.cache.write(&record)?;
         match self.add_chain(&record).await {
             Ok(result) => {
@@ -197,6 +198,7 @@ impl Network {
                 plugin: plugin.kind.clone(),
                 failure,
             })?);
+            failpoint::reach(format_args!("network.add.{}", plugin.kind));
         }
         let ifname = &record.target.ifname;
         previous
@@ -222,7 +224,7 @@ impl Network {
 
     /// Undoes a failed chain; whatever happens the first error is what is told.
     async fn undo(&self, sandbox: &str, first: NetworkError) -> NetworkError {
-        match self.detach_sandbox(sandbox).await {
+        match self.delete_chain(sandbox).await {
             Ok(()) => first,
             Err(undo) => NetworkError::Undo {
                 first: Chain(&first).to_string(),

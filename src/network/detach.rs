@@ -1,6 +1,6 @@
 //! DEL, CHECK and GC: what is done with attachments on record.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use tokio::time::Instant;
 
@@ -13,7 +13,12 @@ use super::{
     invocation::{CapabilityArgs, Target, Verb, gc_input, plugin_input},
     netns,
 };
-use crate::{error::Chain, id::SandboxId};
+use crate::{error::Chain, failpoint, id::SandboxId};
+
+/// How long a whole collection may take, since pods wait for it.
+pub const GC_DEADLINE: Duration = Duration::from_secs(10);
+/// Between looks for a moment without ADD and DEL.
+const GC_RETRY: Duration = Duration::from_millis(50);
 
 /// What [`Network::detach`] is asked.
 #[derive(Debug, Clone)]
@@ -30,10 +35,12 @@ impl Network {
     /// The first failed DEL. The others were run all the same, and the record is kept: repeat the
     /// call until it succeeds.
     pub async fn detach(&self, request: &DetachRequest) -> Result<(), NetworkError> {
-        self.detach_sandbox(request.sandbox.as_str()).await
+        let _no_gc = self.inner.changes.read().await;
+        self.delete_chain(request.sandbox.as_str()).await
     }
 
-    pub(super) async fn detach_sandbox(&self, sandbox: &str) -> Result<(), NetworkError> {
+    /// [`Network::detach`] for who holds off the collection already.
+    pub(super) async fn delete_chain(&self, sandbox: &str) -> Result<(), NetworkError> {
         let mut record = match self.read_record(sandbox) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(()),
@@ -50,6 +57,7 @@ impl Network {
             if let Err(error) = self.run_on(&record, plugin, Verb::Del).await {
                 first.get_or_insert(error);
             }
+            failpoint::reach(format_args!("network.del.{}", plugin.kind));
         }
         match first {
             Some(error) => Err(error),
@@ -79,6 +87,10 @@ impl Network {
     /// remove all others. To be called once the daemon knows its sandboxes. Attachments whose DEL
     /// is still to be repeated count as valid.
     ///
+    /// While it runs, nothing is attached or detached: the specification demands it, and a pod that
+    /// came in between would be missing from the list. It waits for a moment when that is so anyway,
+    /// and never makes an ADD wait for a DEL that hangs; then it takes [`GC_DEADLINE`] at most.
+    ///
     /// # Errors
     /// The first plugin that failed; the others were run all the same.
     pub async fn gc(&self) -> Result<(), NetworkError> {
@@ -88,6 +100,13 @@ impl Network {
         if list.disable_gc || !list.version.has_gc_and_status() {
             return Ok(());
         }
+        let _alone = loop {
+            match self.inner.changes.try_write() {
+                Ok(alone) => break alone,
+                Err(_) => tokio::time::sleep(GC_RETRY).await,
+            }
+        };
+        let deadline = Instant::now() + GC_DEADLINE;
         let mut valid = Vec::new();
         for sandbox in self.attachments()? {
             if let Some(record) = self.read_record(&sandbox)? {
@@ -97,8 +116,8 @@ impl Network {
         let mut first = Ok(());
         for plugin in &list.plugins {
             let input = gc_input(&list, plugin, &valid);
-            let done = self.run(&list.name, plugin, Verb::Gc, None, input).await;
-            first = first.and(done);
+            let done = self.run(&list.name, plugin, Verb::Gc, None, input, deadline);
+            first = first.and(done.await);
         }
         first
     }
@@ -115,7 +134,9 @@ impl Network {
             .as_ref()
             .filter(|_| record.list.version.has_check());
         let input = plugin_input(&record.list, plugin, &record.capabilities, result);
-        self.run(&record.list.name, plugin, verb, Some(&record.target), input)
+        let deadline = Instant::now() + self.inner.config.del_deadline;
+        let target = Some(&record.target);
+        self.run(&record.list.name, plugin, verb, target, input, deadline)
             .await
     }
 
@@ -126,6 +147,7 @@ impl Network {
         verb: Verb,
         target: Option<&Target>,
         input: Vec<u8>,
+        deadline: Instant,
     ) -> Result<(), NetworkError> {
         let run = exec::Run {
             kind: &plugin.kind,
@@ -133,7 +155,7 @@ impl Network {
             target,
             input,
             dirs: &self.inner.config.plugin_dirs,
-            deadline: Instant::now() + self.inner.config.del_deadline,
+            deadline,
         };
         exec::run(run)
             .await

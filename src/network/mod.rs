@@ -82,6 +82,8 @@ struct Inner {
     watch: Watch,
     /// The pod subnets that kubelet announced (UpdateRuntimeConfig), for the `ipRanges` capability.
     pod_cidrs: arc_swap::ArcSwap<Vec<String>>,
+    /// Held for reading over ADD and DEL, for writing over GC.
+    changes: tokio::sync::RwLock<()>,
 }
 
 impl Network {
@@ -101,6 +103,7 @@ impl Network {
                 cache,
                 watch,
                 pod_cidrs,
+                changes: tokio::sync::RwLock::default(),
             }),
         })
     }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::{
+    sync::{RwLock, mpsc, oneshot},
+    time::Instant,
+};
 use tracing::Instrument;
 
 use super::{
     Gate, Published, Sandbox,
     record::{Phase, SandboxRecord},
-    undo::{self, UndoError},
+    undo,
 };
 use crate::{
     container::driver::ContainerError,
@@ -17,6 +20,7 @@ use crate::{
     id::ContainerId,
     node::Node,
     process::Process,
+    undo::{Patience, UndoError},
 };
 
 /// Where a driver tells how a command went.
@@ -63,6 +67,19 @@ pub struct Driver {
     record: SandboxRecord,
     pause: Option<Process>,
     commands: mpsc::UnboundedReceiver<Command>,
+    /// Whether a stop of this daemon has released everything.
+    released: bool,
+    /// Whether those who listen were told that it stopped.
+    told: bool,
+    /// What was begun and failed, to be tried again without being asked.
+    unfinished: Option<Unfinished>,
+}
+
+/// A stop or removal that failed.
+struct Unfinished {
+    removal: bool,
+    next: Instant,
+    patience: Patience,
 }
 
 impl Driver {
@@ -84,9 +101,12 @@ impl Driver {
         let driver = Self {
             node: Arc::clone(node),
             sandbox,
+            told: record.phase == Phase::NotReady,
             record,
             pause,
             commands,
+            released: false,
+            unfinished: None,
         };
         tokio::spawn(driver.drive());
     }
@@ -100,23 +120,73 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let next = self.unfinished.as_ref().map(|unfinished| unfinished.next);
+            let again = async move {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let gone = tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(Command::Stop(answer)) => {
-                        let stopped = self.stop().await.map_err(Arc::new);
-                        answer.send(stopped).ok();
-                    }
-                    Some(Command::Remove(answer)) => {
-                        let removed = self.remove().await.map_err(Arc::new);
-                        let gone = removed.is_ok();
-                        answer.send(removed).ok();
-                        if gone { return; }
-                    }
+                    Some(command) => self.obey(command).await,
                     None => return,
                 },
-                () = pause_died => self.lose_pause().await,
+                () = pause_died => {
+                    self.lose_pause().await;
+                    false
+                }
+                () = again => self.try_again().await,
+            };
+            if gone {
+                return;
             }
         }
+    }
+
+    /// True when the sandbox is gone.
+    async fn obey(&mut self, command: Command) -> bool {
+        let (removal, answer) = match command {
+            Command::Stop(answer) => (false, answer),
+            Command::Remove(answer) => (true, answer),
+        };
+        let done = self.carry_out(removal).await;
+        let gone = removal && done.is_ok();
+        answer.send(done.map_err(Arc::new)).ok();
+        gone
+    }
+
+    /// True when the sandbox is gone.
+    async fn try_again(&mut self) -> bool {
+        let removal = (self.unfinished.as_ref()).is_some_and(|unfinished| unfinished.removal);
+        match self.carry_out(removal).await {
+            Ok(()) => removal,
+            Err(error) => {
+                let (id, error) = (&self.record.id, crate::error::Chain(&error));
+                tracing::warn!(%id, %error, removal, "undoing fails, will retry");
+                false
+            }
+        }
+    }
+
+    /// Stops or removes; what fails is tried again later, the removal if one was ever asked for.
+    async fn carry_out(&mut self, removal: bool) -> Result<(), SandboxError> {
+        let done = if removal {
+            self.remove().await
+        } else {
+            self.stop().await
+        };
+        let before = self.unfinished.take();
+        let asked = removal || before.as_ref().is_some_and(|before| before.removal);
+        if done.is_err() || (asked && !removal) {
+            let mut patience = before.map(|before| before.patience).unwrap_or_default();
+            self.unfinished = Some(Unfinished {
+                removal: asked,
+                next: Instant::now() + patience.next(),
+                patience,
+            });
+        }
+        done
     }
 
     /// Pause died without being asked: its namespaces are going, so nothing new may start here.
@@ -124,17 +194,22 @@ impl Driver {
         tracing::warn!(id = %self.record.id, "pause died, sandbox is not ready");
         self.pause = None;
         self.record.pause = None;
-        self.mark_not_ready().await;
+        if self.record.phase == Phase::Ready {
+            self.mark_not_ready(Phase::NotReady).await;
+        }
     }
 
-    async fn mark_not_ready(&mut self) {
+    /// Nothing starts in it from now on, and everybody knows.
+    async fn mark_not_ready(&mut self, phase: Phase) {
         *self.sandbox.gate.write().await = Gate::Closed;
-        if self.record.phase == Phase::Ready {
-            self.record.phase = Phase::NotReady;
+        if self.record.phase != phase {
+            self.record.phase = phase;
             self.write().await;
-            self.sandbox
-                .published
-                .store(Arc::new(published(&self.record, false)));
+        }
+        self.sandbox
+            .published
+            .store(Arc::new(published(&self.record, false)));
+        if phase == Phase::NotReady && !std::mem::replace(&mut self.told, true) {
             self.node
                 .events
                 .send(Event::of_sandbox(EventKind::Stopped, &self.sandbox.id));
@@ -149,21 +224,23 @@ impl Driver {
     }
 
     async fn stop(&mut self) -> Result<(), SandboxError> {
+        if self.released {
+            return Ok(());
+        }
         let span = tracing::info_span!("sandbox.stop", id = %self.record.id);
         async {
-            // Waits for containers that are being made, and lets no more in.
-            *self.sandbox.gate.write().await = Gate::Closed;
+            // Waits for containers that are being made, and lets no more in. On record before the
+            // first step: a stop that was begun is finished, by whatever daemon.
+            self.mark_not_ready(Phase::Stopping).await;
             self.end_containers().await?;
             let undone = undo::release(&self.node, &mut self.record).await;
             if self.record.pause.is_none() {
                 self.pause = None;
             }
-            self.mark_not_ready().await;
-            self.write().await;
-            self.sandbox
-                .published
-                .store(Arc::new(published(&self.record, false)));
-            undone.map_err(SandboxError::Undo)
+            undone.map_err(SandboxError::Undo)?;
+            self.released = true;
+            self.mark_not_ready(Phase::NotReady).await;
+            Ok(())
         }
         .instrument(span)
         .await

@@ -1,13 +1,13 @@
 //! CRI pod sandboxes: the namespaces, network and cgroup that the containers of a pod share.
 //!
 //! ```text
-//! (making) -> Ready -> NotReady -> (removed)
+//! (making) -> Ready -> Stopping -> NotReady -> (removed)
 //! ```
 //! A sandbox is visible from Ready on. Making one that fails leaves nothing: what was made is undone
 //! step by step, each step with a deadline of its own, and what cannot be undone now is retried in
 //! the background until it is. The record on disk is the journal of that: it is written before the
 //! first thing is made and goes last, so a daemon that dies in between finishes the undoing after
-//! its restart.
+//! its restart. So it does with a stop that had begun.
 //!
 //! One driver task owns a sandbox. It stops it, removes it, and notices when its pause dies, which
 //! makes the sandbox NotReady. List and Status read what the driver published last.
@@ -19,6 +19,7 @@
 
 pub mod driver;
 pub mod files;
+pub mod parents;
 pub mod pause;
 pub mod record;
 pub mod recover;

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     error::{Classify, ErrorKind},
+    failpoint,
     id::SandboxId,
 };
 
@@ -31,6 +32,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(10);
 /// What kubelet's own choice for a pause is: the last of the pod to be killed for memory.
 const OOM_SCORE_ADJ: i32 = -998;
+/// How deep below the top the group of a pause is looked for.
+const MAX_DEPTH: usize = 10;
 const POLLIN: i16 = 1;
 
 /// Why there is no pause.
@@ -195,17 +198,14 @@ fn join_files(hierarchy: &Hierarchy, path: &str) -> Vec<String> {
     };
     match hierarchy {
         Hierarchy::V2 { mount } => vec![file(mount, "cgroup.procs")],
-        Hierarchy::V1 {
-            controllers,
-            unified,
-        } => {
+        // Not the unified tree beside them: it limits nothing, pause is named by its pidfd, and a
+        // write to cgroup.procs waits for a grace period of the whole machine, some 10 ms.
+        Hierarchy::V1 { controllers, .. } => {
             let mut mounts: Vec<&PathBuf> = controllers.iter().map(|(_, mount)| mount).collect();
             mounts.sort();
             mounts.dedup();
             let tasks = mounts.into_iter().map(|mount| file(mount, "tasks"));
-            tasks
-                .chain(unified.iter().map(|mount| file(mount, "cgroup.procs")))
-                .collect()
+            tasks.collect()
         }
     }
 }
@@ -233,6 +233,46 @@ fn group_dirs(hierarchy: &Hierarchy, path: &str) -> Vec<PathBuf> {
 #[must_use]
 pub fn group_exists(hierarchy: &Hierarchy, path: &str) -> bool {
     group_dirs(hierarchy, path).iter().any(|dir| dir.exists())
+}
+
+/// Removes the group of a pause that has ended; none is fine.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_group(hierarchy: &Hierarchy, path: &str) -> io::Result<()> {
+    let group = Cgroup::observe(hierarchy, path).map_err(io::Error::other)?;
+    group.remove().map_err(io::Error::other)
+}
+
+/// The groups of the pause of a sandbox whose record is lost, and with it the parent's name: they
+/// are looked for by their own.
+#[must_use]
+pub fn find_groups(hierarchy: &Hierarchy, id: &SandboxId) -> Vec<String> {
+    let name = cgroup_of("", id);
+    let mut found = Vec::new();
+    for top in group_dirs(hierarchy, "/") {
+        search_groups(&top, "", name.trim_start_matches('/'), &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn search_groups(dir: &Path, path: &str, name: &str, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(file) = entry.file_name().into_string() else {
+            continue;
+        };
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let below = format!("{path}/{file}");
+        if file == name {
+            found.push(below);
+        } else if below.matches('/').count() < MAX_DEPTH {
+            search_groups(&entry.path(), &below, name, found);
+        }
+    }
 }
 
 /// Removes a group that only held others. One that is in use again, or not there, is left.
@@ -276,6 +316,7 @@ impl Pause {
             path: pause.cgroup.clone(),
             source,
         })?;
+        failpoint::reach(format_args!("sandbox.namespaces.cgroup"));
         let (ours, theirs) = socket::seqpacket_pair().map_err(PauseError::Talk)?;
         let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0(PROGRAM_NAME)
@@ -287,6 +328,7 @@ impl Pause {
             .stderr(Stdio::null())
             .spawn()
             .map_err(PauseError::Spawn)?;
+        failpoint::reach(format_args!("sandbox.namespaces.spawned"));
         match converse(&ours, &pause.request) {
             Ok(handle) => {
                 if i64::from(handle.pid) != i64::from(child.id()) {
@@ -325,7 +367,8 @@ impl Pause {
         for descriptor in found {
             pidfd::send_signal(descriptor.as_fd(), libc::SIGKILL).ok();
             if !event::poll(descriptor.as_fd(), POLLIN, Some(END_LIMIT))? {
-                return Err(io::Error::from(io::ErrorKind::TimedOut));
+                let late = format!("it does not end within {END_LIMIT:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
             }
         }
         Ok(())
@@ -413,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_joined_in_every_tree_once() {
+    fn a_group_is_joined_once_in_every_tree_that_limits() {
         let hierarchy = Hierarchy::V1 {
             controllers: vec![
                 ("cpu".to_owned(), "/c/cpu,cpuacct".into()),
@@ -422,11 +465,7 @@ mod tests {
             ],
             unified: Some("/c/unified".into()),
         };
-        let expected = [
-            "/c/cpu,cpuacct/a/b/tasks",
-            "/c/pids/a/b/tasks",
-            "/c/unified/a/b/cgroup.procs",
-        ];
+        let expected = ["/c/cpu,cpuacct/a/b/tasks", "/c/pids/a/b/tasks"];
         assert_eq!(join_files(&hierarchy, "/a/b"), expected);
     }
 }

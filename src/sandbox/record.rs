@@ -14,6 +14,8 @@ pub enum Phase {
     Making,
     /// Made and served.
     Ready,
+    /// Being stopped: after a crash the stop is finished. Listed as not ready.
+    Stopping,
     /// Stopped, or its pause died. Still listed.
     NotReady,
     /// Being undone or removed: after a crash the undoing is finished.
@@ -44,7 +46,7 @@ pub struct SandboxRecord {
     pub created_at: i64,
     /// The cgroup below which pause and containers lie.
     pub cgroup_parent: String,
-    /// Whether that cgroup is ours to remove: it was not there before.
+    /// Whether that cgroup is ours to remove: crisp made it, for this sandbox or an earlier one.
     pub cgroup_parent_ours: bool,
     /// Pause, once it was started.
     pub pause: Option<PauseRecord>,

@@ -1,5 +1,5 @@
 //! Sandboxes after a restart of the daemon: a pause that lives is adopted, one that does not makes
-//! the sandbox NotReady, and half-made or half-removed ones are undone.
+//! the sandbox NotReady, half-made or half-removed ones are undone, and begun stops are finished.
 
 use std::sync::Arc;
 
@@ -12,8 +12,12 @@ use super::{
 };
 use crate::{node::Node, process::Process};
 
-/// Serves or undoes the sandbox of a record.
-pub async fn recover(node: &Arc<Node>, mut record: SandboxRecord) {
+/// Serves or undoes the sandbox of a record. Returns one that was being stopped: its stop is to be
+/// finished once its containers are served.
+pub async fn recover(node: &Arc<Node>, mut record: SandboxRecord) -> Option<Arc<Sandbox>> {
+    if record.cgroup_parent_ours {
+        node.cgroup_parents.adopt(&record.cgroup_parent);
+    }
     if matches!(record.phase, Phase::Making | Phase::Removing) {
         tracing::info!(id = %record.id, "half-made or half-removed sandbox is undone");
         // Not waited for: a plugin that hangs must not keep the daemon from serving.
@@ -21,7 +25,7 @@ pub async fn recover(node: &Arc<Node>, mut record: SandboxRecord) {
             Arc::clone(node),
             record,
         )));
-        return;
+        return None;
     }
     let pause = adopt(&record);
     if pause.is_none() {
@@ -37,7 +41,18 @@ pub async fn recover(node: &Arc<Node>, mut record: SandboxRecord) {
     let name = Sandbox::name_of(&record.spec);
     node.sandbox_names
         .adopt(name, Arc::new(record.spec.clone()), record.id.clone());
+    let (id, unfinished) = (record.id.clone(), record.phase == Phase::Stopping);
     Driver::publish(node, record, pause);
+    (node.sandboxes.find(id.as_str()).ok()).filter(|_| unfinished)
+}
+
+/// Finishes a stop that an earlier daemon began.
+pub async fn finish_stop(sandbox: Arc<Sandbox>) {
+    tracing::info!(id = %sandbox.id, "half-stopped sandbox is stopped");
+    if let Err(error) = sandbox.stop().await {
+        // Its driver goes on trying.
+        tracing::warn!(id = %sandbox.id, error = %crate::error::Chain(&error), "cannot stop the sandbox");
+    }
 }
 
 fn adopt(record: &SandboxRecord) -> Option<Process> {

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clock,
     error::{Classify, ErrorKind},
+    failpoint,
     handler::HandlerError,
     id::SandboxId,
     names::NameError,
@@ -163,13 +164,15 @@ async fn reserve(
     }
     let asked = spec.cgroup_parent.clone();
     let cgroup_parent = asked.unwrap_or_else(|| node.default_cgroup_parent(id));
+    let exists = || pause::group_exists(&node.facts.cgroup, &cgroup_parent);
+    let cgroup_parent_ours = node.cgroup_parents.claim(&cgroup_parent, exists);
     let record = SandboxRecord {
         id: id.clone(),
         generation: 0,
         phase: Phase::Making,
         spec: spec.as_ref().clone(),
         created_at: clock::now_ns(),
-        cgroup_parent_ours: !pause::group_exists(&node.facts.cgroup, &cgroup_parent),
+        cgroup_parent_ours,
         cgroup_parent,
         pause: None,
         netns: (!spec.host_network()).then(|| netns::pin_path(id)),
@@ -182,6 +185,7 @@ async fn reserve(
     };
     let made = match node.journal_sandbox(&mut draft.record).await {
         Ok(()) => {
+            failpoint::reach(format_args!("sandbox.reserve.journalled"));
             let (paths, of) = (node.paths.clone(), draft.record.clone());
             let made = tokio::task::spawn_blocking(move || make_files(&paths, &of)).await;
             made.map_err(|_| RunError::Draining).and_then(|made| made)
@@ -234,6 +238,7 @@ async fn namespaces(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError>
         .map_err(|_| RunError::Namespaces(PauseError::Late(NAMESPACES_LIMIT)))?
         .map_err(|_| RunError::Draining)?
         .map_err(RunError::Namespaces)?;
+    failpoint::reach(format_args!("sandbox.namespaces.held"));
     draft.record.pause = Some(PauseRecord { pid, start_time });
     // The next step attaches the network; saying so now saves a write.
     draft.record.network_attached = draft.record.netns.is_some();
@@ -249,6 +254,7 @@ async fn namespaces(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError>
         if own_shm {
             shm::mount_at(&shm).map_err(|source| RunError::Files { path: shm, source })?;
         }
+        failpoint::reach(format_args!("sandbox.namespaces.shm"));
         match netns {
             Some(namespace) if pinned => netns::pin(namespace.as_fd(), &netns::name_of(&id))
                 .map(drop)
@@ -262,6 +268,7 @@ async fn namespaces(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError>
 
 /// Has the plugins attach the pod. The record has said so already: a half-done ADD is undone by DEL.
 async fn attach(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError> {
+    failpoint::reach(format_args!("sandbox.network.begin"));
     let Some(path) = draft.record.netns.clone() else {
         return Ok(());
     };
@@ -272,6 +279,7 @@ async fn attach(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError> {
         .await
         .map_err(RunError::Network)?;
     draft.record.ips = attachment.ips;
+    failpoint::reach(format_args!("sandbox.network.end"));
     Ok(())
 }
 

@@ -1,77 +1,25 @@
 //! Takes apart what a sandbox's record says may exist.
 //!
-//! Every step is idempotent and has a deadline of its own, so undoing can be cut off anywhere (a
-//! crash, a plugin that hangs) and begun anew. Order: the network first, while its namespace still
-//! exists; then pause, which lets the namespaces go; then their pins, cgroups and files.
+//! Order: the network first, while its namespace still exists; then pause and what it was mounted for,
+//! at once; then cgroups and files. Each is a step of a journalled undoing ([`crate::undo`]).
 
-use std::{io, sync::Arc, time::Duration};
-
-use crisp_oci::cgroup::Cgroup;
+use std::{io, sync::Arc};
 
 use super::{
-    pause::Pause,
+    pause::{self, Pause},
     record::{Phase, SandboxRecord},
     shm,
 };
 use crate::{
-    error::{Chain, Classify, ErrorKind},
+    error::Chain,
+    failpoint,
     id::SandboxId,
-    network::{DetachRequest, NetworkError, netns},
+    network::{DetachRequest, netns},
     node::Node,
-    store::{StoreError, record_file::RecordFileError},
+    undo::{self, Of, Undo, UndoError},
 };
 
-/// How long one step may take.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
-/// Pauses between tries of what could not be undone.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
-
-/// Why a step of the undoing failed.
-#[derive(Debug, thiserror::Error)]
-pub enum UndoError {
-    /// A network plugin.
-    #[error("cannot detach the pod from the network")]
-    Network(#[source] NetworkError),
-    /// Pause does not end.
-    #[error("pause {pid} does not end")]
-    Pause {
-        /// Its process number.
-        pid: i32,
-    },
-    /// The pin of the network namespace, a cgroup or a directory does not go.
-    #[error("cannot remove the {what} of the sandbox")]
-    Remains {
-        /// Which of them.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The record does not go.
-    #[error("cannot remove the record of the sandbox")]
-    Record(#[source] StoreError),
-    /// The journal of the undoing cannot be written.
-    #[error("cannot record the removal")]
-    Journal(#[source] RecordFileError),
-    /// A step took too long.
-    #[error("removal of the {what} took longer than {STEP_LIMIT:?}")]
-    Late {
-        /// Which step.
-        what: &'static str,
-    },
-}
-
-impl Classify for UndoError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Network(error) => error.kind(),
-            Self::Record(_) | Self::Journal(_) => ErrorKind::Internal,
-            Self::Late { .. } => ErrorKind::Deadline,
-            Self::Pause { .. } | Self::Remains { .. } => ErrorKind::Internal,
-        }
-    }
-}
+const OF: Of = Of::Sandbox;
 
 /// Releases network, pause, namespaces and cgroups; the record keeps track of what is done. Files
 /// and record stay: a stopped sandbox is still listed.
@@ -80,23 +28,30 @@ impl Classify for UndoError {
 /// The first step that failed; the later ones were tried all the same where they can be.
 pub async fn release(node: &Arc<Node>, record: &mut SandboxRecord) -> Result<(), UndoError> {
     let mut first = None;
-    if let Err(error) = detach(node, record).await {
-        first.get_or_insert(error);
-    }
-    if let Err(error) = end_pause(record).await {
-        first.get_or_insert(error);
-    }
-    if first.is_none() {
-        // With the network attached the namespace is still needed for the next try of DEL.
-        let name = netns::name_of(&record.id);
-        let unpin = move || netns::unpin(&name).map_err(io::Error::other);
-        keep_first(&mut first, blocking("network namespace", unpin).await);
-    }
-    let shm = node.paths.sandbox_state(&record.id).join("shm");
-    keep_first(
-        &mut first,
-        blocking("shared memory", move || shm::unmount(&shm)).await,
+    keep_first(&mut first, detach(node, record).await);
+    let (id, shm) = (
+        record.id.clone(),
+        node.paths.sandbox_state(&record.id).join("shm"),
     );
+    // With the network attached the namespace is still needed for the next try of DEL.
+    let detached = first.is_none();
+    let unpin = async {
+        if !detached {
+            return Ok(());
+        }
+        let name = netns::name_of(&id);
+        let unpin = move || netns::unpin(&name).map_err(io::Error::other);
+        OF.blocking("network namespace", unpin).await
+    };
+    // Each of the three waits for grace periods of the kernel: so they wait together.
+    let steps = tokio::join!(
+        end_pause(record),
+        unpin,
+        OF.blocking("shared memory", move || shm::unmount(&shm))
+    );
+    for step in [steps.0, steps.1, steps.2] {
+        keep_first(&mut first, step);
+    }
     keep_first(&mut first, remove_cgroups(node, record).await);
     first.map_or(Ok(()), Err)
 }
@@ -110,11 +65,35 @@ pub async fn erase(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), UndoE
         node.paths.sandbox_state(&record.id),
         node.paths.sandbox_root(&record.id),
     );
-    blocking("files", move || crate::node::remove_tree(&state)).await?;
-    node.remove_sandbox(&record.id)
-        .await
-        .map_err(UndoError::Record)?;
-    blocking("directory", move || crate::node::remove_tree(&root)).await
+    OF.blocking("files", move || crate::node::remove_tree(&state))
+        .await?;
+    let forgotten = node.remove_sandbox(&record.id);
+    let forgotten =
+        async { (forgotten.await).map_err(|source| UndoError::Record { of: OF, source }) };
+    OF.step("record", forgotten).await?;
+    OF.blocking("directory", move || crate::node::remove_tree(&root))
+        .await?;
+    if record.cgroup_parent_ours {
+        node.cgroup_parents.release(&record.cgroup_parent);
+    }
+    Ok(())
+}
+
+/// A sandbox that nobody can see and that is to go.
+struct Undoing {
+    node: Arc<Node>,
+    record: SandboxRecord,
+}
+
+impl Undo for Undoing {
+    fn id(&self) -> &str {
+        self.record.id.as_str()
+    }
+
+    async fn attempt(&mut self) -> Result<(), UndoError> {
+        release(&self.node, &mut self.record).await?;
+        erase(&self.node, &self.record).await
+    }
 }
 
 /// Undoes a sandbox that nobody can see: tries once now, and goes on in the background until it is
@@ -124,27 +103,7 @@ pub async fn finish_in_background(node: Arc<Node>, mut record: SandboxRecord) {
     if let Err(error) = node.write_sandbox(&mut record).await {
         tracing::error!(id = %record.id, error = %Chain(&error), "cannot record the undoing");
     }
-    if undo_all(&node, &mut record).await.is_ok() {
-        return;
-    }
-    tokio::spawn(async move {
-        let mut wait = FIRST_RETRY;
-        loop {
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(LAST_RETRY);
-            match undo_all(&node, &mut record).await {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::warn!(id = %record.id, error = %Chain(&error), "undoing fails, will retry");
-                }
-            }
-        }
-    });
-}
-
-async fn undo_all(node: &Arc<Node>, record: &mut SandboxRecord) -> Result<(), UndoError> {
-    release(node, record).await?;
-    erase(node, record).await
+    undo::finish_in_background(Undoing { node, record }).await;
 }
 
 async fn detach(node: &Arc<Node>, record: &mut SandboxRecord) -> Result<(), UndoError> {
@@ -154,87 +113,67 @@ async fn detach(node: &Arc<Node>, record: &mut SandboxRecord) -> Result<(), Undo
     let request = DetachRequest {
         sandbox: record.id.clone(),
     };
-    let detached = tokio::time::timeout(STEP_LIMIT, node.network.detach(&request)).await;
-    match detached {
-        Ok(Ok(())) => {
-            record.network_attached = false;
-            Ok(())
-        }
-        Ok(Err(error)) => Err(UndoError::Network(error)),
-        Err(_) => Err(UndoError::Late { what: "network" }),
-    }
+    let detached = async { (node.network.detach(&request).await).map_err(UndoError::Network) };
+    OF.step("network", detached).await?;
+    record.network_attached = false;
+    Ok(())
 }
 
 async fn end_pause(record: &mut SandboxRecord) -> Result<(), UndoError> {
-    let id = record.id.clone();
-    let known = record.pause;
-    let pid = known.map_or(0, |pause| pause.pid);
+    let (id, known) = (record.id.clone(), record.pause);
     // Without a recorded process one may still exist: the daemon may have died between the two.
-    let ended = tokio::task::spawn_blocking(move || Pause::end(&id, known)).await;
-    match ended {
-        Ok(Ok(())) => {
-            record.pause = None;
-            Ok(())
-        }
-        Ok(Err(_)) | Err(_) => Err(UndoError::Pause { pid }),
-    }
+    OF.blocking("pause", move || Pause::end(&id, known)).await?;
+    record.pause = None;
+    Ok(())
 }
 
 async fn remove_cgroups(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), UndoError> {
     let hierarchy = node.facts.cgroup.clone();
-    let leaf = super::pause::cgroup_of(&record.cgroup_parent, &record.id);
+    let leaf = pause::cgroup_of(&record.cgroup_parent, &record.id);
     let parent = record
         .cgroup_parent_ours
         .then(|| record.cgroup_parent.clone());
-    blocking("cgroup", move || {
-        let leaf = Cgroup::observe(&hierarchy, &leaf).map_err(io::Error::other)?;
-        leaf.remove().map_err(io::Error::other)?;
+    OF.blocking("cgroup", move || {
+        pause::remove_group(&hierarchy, &leaf)?;
+        failpoint::reach(format_args!("sandbox.undo.cgroup.leaf"));
         match parent {
-            Some(parent) => super::pause::remove_parent_group(&hierarchy, &parent),
+            Some(parent) => pause::remove_parent_group(&hierarchy, &parent),
             None => Ok(()),
         }
     })
     .await
 }
 
-/// Undoes a sandbox of which only the id is known: its directory is there and its record is not.
+/// Undoes a sandbox of which only the id is known: something of it is there and its record is not.
 pub async fn sweep(node: &Arc<Node>, id: &SandboxId) {
     tracing::warn!(%id, "sandbox without a record is undone");
-    let (pause_of, of) = (id.clone(), id.clone());
     let request = DetachRequest {
         sandbox: id.clone(),
     };
+    let detached = async { (node.network.detach(&request).await).map_err(UndoError::Network) };
+    let mut failed = vec![OF.step("network", detached).await];
+    let (of, hierarchy) = (id.clone(), node.facts.cgroup.clone());
+    let parent = node.default_cgroup_parent(id);
+    let ended = OF.blocking("pause", move || {
+        Pause::end(&of, None)?;
+        for leaf in pause::find_groups(&hierarchy, &of) {
+            pause::remove_group(&hierarchy, &leaf)?;
+        }
+        pause::remove_parent_group(&hierarchy, &parent)
+    });
+    failed.push(ended.await);
+    let name = netns::name_of(id);
+    let unpin = move || netns::unpin(&name).map_err(io::Error::other);
+    failed.push(OF.blocking("network namespace", unpin).await);
     let (state, root) = (node.paths.sandbox_state(id), node.paths.sandbox_root(id));
-    let detached = tokio::time::timeout(STEP_LIMIT, node.network.detach(&request)).await;
-    let steps = [
-        blocking("pause", move || Pause::end(&pause_of, None)).await,
-        blocking("network namespace", move || {
-            netns::unpin(&netns::name_of(&of)).map_err(io::Error::other)
-        })
-        .await,
-        blocking("files", move || {
-            shm::unmount(&state.join("shm"))?;
-            crate::node::remove_tree(&state)?;
-            crate::node::remove_tree(&root)
-        })
-        .await,
-    ];
-    for error in steps.into_iter().filter_map(Result::err) {
+    let files = move || {
+        shm::unmount(&state.join("shm"))?;
+        crate::node::remove_tree(&state)?;
+        crate::node::remove_tree(&root)
+    };
+    failed.push(OF.blocking("files", files).await);
+    for error in failed.into_iter().filter_map(Result::err) {
         tracing::warn!(%id, error = %Chain(&error), "cannot undo");
-    }
-    if !matches!(detached, Ok(Ok(()))) {
-        tracing::warn!(%id, "cannot detach from the network");
-    }
-}
-
-async fn blocking(
-    what: &'static str,
-    step: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<(), UndoError> {
-    let step = tokio::task::spawn_blocking(step);
-    match tokio::time::timeout(STEP_LIMIT, step).await {
-        Ok(Ok(done)) => done.map_err(|source| UndoError::Remains { what, source }),
-        Ok(Err(_)) | Err(_) => Err(UndoError::Late { what }),
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn open(dir: &Path, limit: Duration) -> Result<Opened, Fault> {
     let life = move || {
         // Dropped when the thread ends, after everything else.
         let _closing: mpsc::Sender<()> = closing;
+        crate::failpoint::reach(format_args!("store.open"));
         let mut engine = match guarded(|| open_when_unlocked(&path)) {
             Ok(Checked {
                 engine,

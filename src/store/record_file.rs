@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
 use super::{Record, StoreError, envelope, table};
 
 const MAGIC: &[u8; 8] = b"crisprec";
@@ -131,7 +133,14 @@ fn replace(path: &Path, tmp: &Path, bytes: &[u8]) -> Result<(), RecordFileError>
         .map_err(io("create", tmp))?;
     file.write_all(bytes).map_err(io("write", tmp))?;
     drop(file);
-    fs::rename(tmp, path).map_err(io("rename", path))
+    // A rename onto a file makes ext4 start writing the new one out at once, which nobody needs here;
+    // two names that change places do not.
+    let exchange = RenameFlags::RENAME_EXCHANGE;
+    match renameat2(AT_FDCWD, tmp, AT_FDCWD, path, exchange) {
+        Ok(()) => fs::remove_file(tmp).map_err(io("remove", tmp)),
+        // The first record, or a file system that cannot.
+        Err(_) => fs::rename(tmp, path).map_err(io("rename", path)),
+    }
 }
 
 /// Reads a record, of any schema up to today's.

@@ -11,11 +11,15 @@
     reason = "a command line tool that prints tables"
 )]
 
-mod memory;
+mod crowd;
 mod operations;
 mod table;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use crisp_harness::{
     daemon::{Daemon, Kind},
@@ -26,49 +30,78 @@ use crisp_harness::{
 
 use operations::Samples;
 
-const USAGE: &str = "usage: crisp-bench [--runtimes crisp,containerd+crun,containerd+runc] [--pods N] [--no-memory]";
+const USAGE: &str = "usage: crisp-bench [--runtimes crisp,crisp=DIR,containerd+crun,containerd+runc] [--pods N] [--no-crowd]
+
+crisp=DIR is another build of crisp: the directory of its four programs. --no-crowd leaves out what
+is measured with 40 pods at once.";
+
+/// A runtime to be measured.
+struct Subject {
+    kind: Kind,
+    /// Where the programs of another build of crisp lie.
+    programs: Option<PathBuf>,
+    label: String,
+}
+
+impl Subject {
+    fn parse(name: &str) -> Option<Self> {
+        let (kind, programs) = match name.split_once('=') {
+            Some((kind, dir)) => (Kind::parse(kind)?, Some(PathBuf::from(dir))),
+            None => (Kind::parse(name)?, None),
+        };
+        if programs.is_some() && kind != Kind::Crisp {
+            return None;
+        }
+        // The end of a path says most about it.
+        let end = name.chars().count().saturating_sub(18);
+        Some(Self {
+            kind,
+            programs,
+            label: name.chars().skip(end).collect(),
+        })
+    }
+}
 
 /// One runtime under measurement.
 struct Peer {
     pods: Pods,
     samples: Samples,
     clock: PathBuf,
+    label: String,
     // After the client: its files go last.
     daemon: Daemon,
 }
 
 struct Arguments {
-    kinds: Vec<Kind>,
+    subjects: Vec<Subject>,
     pods: usize,
-    memory: bool,
+    crowd: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut all = Arguments {
-        kinds: vec![Kind::Crisp, Kind::ContainerdCrun, Kind::ContainerdRunc],
-        pods: 40,
-        memory: true,
-    };
+    let mut names = "crisp,containerd+crun,containerd+runc".to_owned();
+    let (mut pods, mut crowd) = (40, true);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--runtimes" => {
-                let names = words.next().ok_or("--runtimes wants names")?;
-                let kinds: Option<Vec<Kind>> = names.split(',').map(Kind::parse).collect();
-                all.kinds = kinds.ok_or_else(|| format!("unknown runtime in {names}"))?;
-            }
+            "--runtimes" => names = words.next().ok_or("--runtimes wants names")?,
             "--pods" => {
-                all.pods = words
+                pods = words
                     .next()
                     .and_then(|count| count.parse().ok())
                     .filter(|&count| count > 0)
                     .ok_or("--pods wants a number")?;
             }
-            "--no-memory" => all.memory = false,
+            "--no-crowd" => crowd = false,
             other => return Err(format!("unknown option {other}")),
         }
     }
-    Ok(all)
+    let subjects: Option<Vec<Subject>> = names.split(',').map(Subject::parse).collect();
+    Ok(Arguments {
+        subjects: subjects.ok_or_else(|| format!("unknown runtime in {names}"))?,
+        pods,
+        crowd,
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -90,18 +123,23 @@ async fn main() -> ExitCode {
 }
 
 /// Starts one runtime with its plugins clocked and busybox pulled.
-async fn peer(kind: Kind, registry: &Registry, scratch: &std::path::Path) -> io::Result<Peer> {
-    let dir = scratch.join(kind.name());
-    let clock = dir.join("cni.log");
-    let plugins = operations::clocked_plugins(&dir, &clock)?;
-    let mut daemon = Daemon::new(kind, &registry.url(), Some(&plugins))?;
+async fn peer(subject: &Subject, registry: &Registry, scratch: &Path) -> io::Result<Peer> {
+    let clock = scratch.join("cni.log");
+    let plugins = operations::clocked_plugins(scratch, &clock)?;
+    let mut daemon = Daemon::new(subject.kind, &registry.url(), Some(&plugins))?;
+    if let Some(programs) = &subject.programs {
+        daemon.use_programs(programs);
+    }
     daemon.start().await?;
     let pods = Pods::connect(&daemon).await?;
     pods.pull(BUSYBOX).await.map_err(io::Error::other)?;
+    let mut samples = Samples::default();
+    samples.push("daemon idle, MB", crowd::resident(daemon.pid()));
     Ok(Peer {
         pods,
-        samples: Samples::default(),
+        samples,
         clock,
+        label: subject.label.clone(),
         daemon,
     })
 }
@@ -110,20 +148,52 @@ async fn bench(all: &Arguments) -> io::Result<()> {
     let registry = suite::registry()?;
     let scratch = tempfile::tempdir()?;
     let mut peers = Vec::new();
-    for &kind in &all.kinds {
-        peers.push(peer(kind, &registry, scratch.path()).await?);
+    for (number, subject) in all.subjects.iter().enumerate() {
+        let dir = scratch.path().join(number.to_string());
+        peers.push(peer(subject, &registry, &dir).await?);
     }
-    let mut idle = Vec::new();
-    for peer in &peers {
-        idle.push(memory::resident(peer.daemon.pid()));
+    one_by_one(&mut peers, all.pods).await?;
+    for peer in &mut peers {
+        let failed = |status| io::Error::other(format!("{}: {status}", peer.label));
+        let busy = operations::busy_exec(&peer.pods).await;
+        peer.samples.add(busy.map_err(failed)?);
+        let at_once = operations::pods_at_once(&peer.pods, 40, 4).await;
+        peer.samples.add(at_once.map_err(failed)?);
+        let flood = operations::log_flood(&peer.pods, scratch.path()).await;
+        peer.samples.add(flood.map_err(failed)?);
     }
-    // The first pods pay for what is made once: bridge, rules, page cache.
-    for round in 0..all.pods + 2 {
+    // Before the daemons are killed: the steps are counted since their start.
+    for peer in (peers.iter()).filter(|peer| peer.daemon.kind() == Kind::Crisp) {
+        println!("\n{}", peer.label);
+        table::steps(&peer.pods).await.map_err(io::Error::other)?;
+    }
+    let mut helpers = Vec::new();
+    if all.crowd {
         for peer in &mut peers {
+            let (samples, lines) = crowd::measure(peer).await?;
+            peer.samples.add(samples);
+            helpers.extend(lines);
+        }
+    }
+    let columns: Vec<(&str, &Samples)> = peers
+        .iter()
+        .map(|peer| (peer.label.as_str(), &peer.samples))
+        .collect();
+    table::print(&columns, all.pods);
+    for line in helpers {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// The life of one pod after the other, on each runtime in turn.
+async fn one_by_one(peers: &mut [Peer], pods: usize) -> io::Result<()> {
+    // The first pods pay for what is made once: bridge, rules, page cache.
+    for round in 0..pods + 2 {
+        for peer in &mut *peers {
             let measured = operations::one_pod(&peer.pods, &format!("bench{round}")).await;
-            let measured = measured.map_err(|status| {
-                io::Error::other(format!("{}: {status}", peer.daemon.kind().name()))
-            })?;
+            let measured =
+                measured.map_err(|status| io::Error::other(format!("{}: {status}", peer.label)))?;
             if round >= 2 {
                 peer.samples.add(measured);
             } else {
@@ -131,34 +201,8 @@ async fn bench(all: &Arguments) -> io::Result<()> {
             }
         }
     }
-    for peer in &mut peers {
+    for peer in peers {
         peer.samples.add(operations::plugin_times(&peer.clock)?);
-    }
-    for peer in &mut peers {
-        let measured = operations::busy_exec(&peer.pods)
-            .await
-            .map_err(io::Error::other)?;
-        peer.samples.add(measured);
-        let measured = operations::pods_at_once(&peer.pods, 40, 4)
-            .await
-            .map_err(io::Error::other)?;
-        peer.samples.add(measured);
-    }
-    let columns: Vec<(&str, &Samples)> = peers
-        .iter()
-        .map(|peer| (peer.daemon.kind().name(), &peer.samples))
-        .collect();
-    table::print(&columns, all.pods);
-    for peer in peers
-        .iter()
-        .filter(|peer| peer.daemon.kind() == Kind::Crisp)
-    {
-        table::steps(&peer.pods).await.map_err(io::Error::other)?;
-    }
-    if all.memory {
-        memory::print(&mut peers, &idle)
-            .await
-            .map_err(io::Error::other)?;
     }
     Ok(())
 }

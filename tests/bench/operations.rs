@@ -9,30 +9,45 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crisp_harness::{pods::Pods, tools};
+use crisp_harness::{cri::v1::Mount, pods::Pods, tools};
 use tokio::{sync::Semaphore, task::JoinSet};
 use tonic::Status;
 
 /// Samples by the name of what was measured: milliseconds, or what the name's unit says.
 #[derive(Debug, Clone, Default)]
-pub struct Samples(BTreeMap<&'static str, Vec<f64>>);
+pub struct Samples {
+    values: BTreeMap<&'static str, Vec<f64>>,
+    /// What is to be said instead of a value.
+    notes: BTreeMap<&'static str, String>,
+}
 
 impl Samples {
     /// One more of a name.
     pub fn push(&mut self, name: &'static str, value: f64) {
-        self.0.entry(name).or_default().push(value);
+        self.values.entry(name).or_default().push(value);
+    }
+
+    /// Why there is no value of a name.
+    pub fn note(&mut self, name: &'static str, why: String) {
+        self.notes.insert(name, why);
+    }
+
+    /// What was said instead of a value.
+    pub fn noted(&self, name: &str) -> Option<&str> {
+        self.notes.get(name).map(String::as_str)
     }
 
     /// All of another.
     pub fn add(&mut self, other: Self) {
-        for (name, values) in other.0 {
-            self.0.entry(name).or_default().extend(values);
+        for (name, values) in other.values {
+            self.values.entry(name).or_default().extend(values);
         }
+        self.notes.extend(other.notes);
     }
 
     /// Median and 95th percentile of a name.
     pub fn median_p95(&self, name: &str) -> Option<(f64, f64)> {
-        let mut values = self.0.get(name)?.clone();
+        let mut values = self.values.get(name)?.clone();
         values.sort_by(f64::total_cmp);
         let last = values.len().checked_sub(1)?;
         Some((
@@ -169,6 +184,42 @@ pub async fn pods_at_once(pods: &Pods, count: u32, at_once: usize) -> Result<Sam
         f64::from(count) / began.elapsed().as_secs_f64(),
     );
     pods.remove_all().await?;
+    Ok(samples)
+}
+
+/// A container that prints lines of 100 bytes as fast as it can: megabytes a second, by the runtime's
+/// own times of its start and end.
+///
+/// # Errors
+/// The runtime's.
+pub async fn log_flood(pods: &Pods, scratch: &Path) -> Result<Samples, Status> {
+    const LINES: usize = 83_886;
+    const TIMES: usize = 16;
+    let file = scratch.join("lines");
+    let line = format!("{}\n", "x".repeat(99));
+    fs::write(&file, line.repeat(LINES)).map_err(|error| Status::internal(error.to_string()))?;
+    let sandbox = pods.sandbox("flood");
+    let pod = pods.run(&sandbox).await?;
+    let script = format!("i=0; while [ $i -lt {TIMES} ]; do cat /lines; i=$((i+1)); done");
+    let mut config = pods.container("c", &["sh", "-c", &script]);
+    config.mounts.push(Mount {
+        container_path: "/lines".to_owned(),
+        host_path: file.to_string_lossy().into_owned(),
+        readonly: true,
+        ..Mount::default()
+    });
+    let container = pods.launch(&pod, &config, &sandbox).await?;
+    let status = pods.exited(&container, Duration::from_secs(120)).await?;
+    #[expect(clippy::cast_precision_loss, reason = "megabytes and nanoseconds fit")]
+    let (bytes, nanoseconds) = (
+        (LINES * TIMES * 100) as f64,
+        (status.finished_at - status.started_at) as f64,
+    );
+    let mut samples = Samples::default();
+    samples.push("log, 100-byte lines, MB/s", bytes / nanoseconds * 1e3);
+    pods.stop_pod(&pod).await?;
+    pods.remove_pod(&pod).await?;
+    fs::remove_dir_all(pods.log_directory("flood")).ok();
     Ok(samples)
 }
 

@@ -8,35 +8,23 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use conmon_rs::exit::ExitRecord;
 use conmon_rs::protocol::{
     CreateRequest, EXIT_NAME, Event, ExecRequest, Frame, MAX_FDS, MAX_FRAME, PROTOCOL_VERSION,
     Reply, Request, SOCKET_NAME, Snapshot,
 };
-use crisp_oci::cgroup::{Cgroup, DeviceKind, DeviceRule, Hierarchy, Resources};
-use crisp_oci::plan::{
-    CapabilitySets, CgroupPlan, DeviceStep, FdIndex, FilesystemStep, NamespaceHow, NamespaceKind,
-    NamespacePlan, Plan, ProcessPlan, RootfsSource, Step,
-};
+use crisp_oci::cgroup::{Cgroup, Hierarchy, Resources};
+use crisp_oci::plan::{CgroupPlan, FdIndex, Plan, ProcessPlan, RootfsSource};
 use crisp_oci::wire;
 use crisp_sys::{fd, mount, socket};
 
-/// Longest time anything may take on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use crate::ordinary;
+pub use crate::ordinary::{PATIENCE, eventually, process};
+
 /// The tests' groups begin with this, then comes the number of the test process. They lie at the top:
 /// a group above, shared by tests that run at once, would be made and removed under them.
 const GROUP: &str = "/crisp-monitor-test-";
-
-/// Waits until `done`, failing after [`PATIENCE`].
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 /// A directory with a root filesystem, a state directory and a place for the log.
 pub struct Site {
@@ -121,63 +109,35 @@ impl Site {
 
     /// Whether the group is in any tree.
     pub fn group_exists(&self) -> bool {
-        mounts(&self.hierarchy)
+        ordinary::trees(&self.hierarchy)
             .iter()
             .any(|mount| mount.join(&self.group[1..]).exists())
     }
 
     /// A container that runs `args` with namespaces of its own.
     pub fn plan(&self, args: &[&str]) -> Plan {
-        let kinds = [
-            NamespaceKind::Pid,
-            NamespaceKind::Net,
-            NamespaceKind::Ipc,
-            NamespaceKind::Uts,
-            NamespaceKind::Mount,
-            NamespaceKind::Cgroup,
-        ];
         Plan {
             id: "test".into(),
             bundle: self.dir.path().display().to_string(),
             rootfs: RootfsSource::DetachedMount(FdIndex(0)),
-            namespaces: kinds
-                .map(|kind| NamespacePlan {
-                    kind,
-                    how: NamespaceHow::New,
-                })
-                .into(),
-            steps: steps(),
+            namespaces: ordinary::namespaces(),
+            steps: ordinary::steps(),
             process: process(args),
             cgroup: CgroupPlan {
                 hierarchy: self.hierarchy.clone(),
                 path: self.group.clone(),
                 resources: Resources::default(),
-                device_rules: vec![DeviceRule {
-                    allow: true,
-                    kind: DeviceKind::Char,
-                    access: DeviceRule::ALL,
-                    ..DeviceRule::default()
-                }],
+                device_rules: ordinary::device_rules(),
             },
             ..Plan::default()
         }
-    }
-
-    fn overlay(&self) -> OwnedFd {
-        let path = |sub: &str| self.dir.path().join(sub);
-        let fs = mount::fsopen("overlay").expect("fsopen");
-        mount::fsconfig_set_string(fs.as_fd(), "lowerdir", &path("rootfs")).expect("lowerdir");
-        mount::fsconfig_set_string(fs.as_fd(), "upperdir", &path("upper")).expect("upperdir");
-        mount::fsconfig_set_string(fs.as_fd(), "workdir", &path("work")).expect("workdir");
-        mount::fsconfig_create(fs.as_fd()).expect("create");
-        mount::fsmount(fs.as_fd(), 0).expect("fsmount")
     }
 
     /// What goes with a plan: itself, the state directory, the root filesystem.
     pub fn plan_fds(&self, plan: &Plan) -> Vec<OwnedFd> {
         let payload = fd::sealed_memfd("plan", &wire::encode(plan)).expect("memfd");
         let state = File::open(self.state()).expect("state").into();
-        vec![payload, state, self.overlay()]
+        vec![payload, state, ordinary::overlay(self.dir.path())]
     }
 
     pub fn request(&self) -> CreateRequest {
@@ -241,21 +201,6 @@ impl Drop for Site {
     }
 }
 
-fn mounts(hierarchy: &Hierarchy) -> Vec<PathBuf> {
-    match hierarchy {
-        Hierarchy::V2 { mount } => vec![mount.clone()],
-        Hierarchy::V1 {
-            controllers,
-            unified,
-        } => controllers
-            .iter()
-            .map(|(_, mount)| mount)
-            .chain(unified)
-            .cloned()
-            .collect(),
-    }
-}
-
 fn clear(hierarchy: &Hierarchy, group: &str) {
     let group = Cgroup::observe(hierarchy, group).expect("group");
     let _ = group.kill();
@@ -264,7 +209,7 @@ fn clear(hierarchy: &Hierarchy, group: &str) {
 
 /// Ends and removes what test processes that are gone have left.
 fn sweep(hierarchy: &Hierarchy) {
-    for mount in mounts(hierarchy) {
+    for mount in ordinary::trees(hierarchy) {
         for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
             let name = format!("/{}", entry.file_name().to_string_lossy());
             let pid = name
@@ -275,77 +220,6 @@ fn sweep(hierarchy: &Hierarchy) {
             }
         }
     }
-}
-
-pub fn process(args: &[&str]) -> ProcessPlan {
-    let caps = 0xa804_25fb;
-    ProcessPlan {
-        args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        env: vec![b"PATH=/bin".to_vec()],
-        cwd: "/".into(),
-        capabilities: CapabilitySets {
-            bounding: caps,
-            effective: caps,
-            permitted: caps,
-            ..CapabilitySets::default()
-        },
-        no_new_privileges: true,
-        ..ProcessPlan::default()
-    }
-}
-
-fn steps() -> Vec<Step> {
-    let filesystem = |fstype: &str, target: &str, options: &[(&str, Option<&str>)]| {
-        Step::Filesystem(FilesystemStep {
-            fstype: fstype.into(),
-            source: fstype.into(),
-            target: target.into(),
-            flags: mount::MOUNT_ATTR_NOSUID,
-            options: options
-                .iter()
-                .map(|(key, value)| ((*key).to_string(), value.map(str::to_string)))
-                .collect(),
-            ..FilesystemStep::default()
-        })
-    };
-    let mut steps = vec![
-        filesystem("proc", "/proc", &[]),
-        filesystem(
-            "tmpfs",
-            "/dev",
-            &[("mode", Some("755")), ("size", Some("64k"))],
-        ),
-        filesystem(
-            "devpts",
-            "/dev/pts",
-            &[
-                ("newinstance", None),
-                ("ptmxmode", Some("0666")),
-                ("mode", Some("0620")),
-            ],
-        ),
-    ];
-    for (path, major, minor) in [
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    ] {
-        steps.push(Step::Device(DeviceStep {
-            path: format!("/dev/{path}"),
-            mode: 0o020_666,
-            major,
-            minor,
-            uid: 0,
-            gid: 0,
-        }));
-    }
-    steps.push(Step::Symlink {
-        path: "/dev/ptmx".into(),
-        target: "pts/ptmx".into(),
-    });
-    steps
 }
 
 /// A log record.

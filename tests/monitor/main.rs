@@ -7,3 +7,5 @@ mod fixture;
 mod lifecycle;
 mod logs;
 mod memory;
+#[path = "../oci/ordinary.rs"]
+mod ordinary;

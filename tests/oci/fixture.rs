@@ -7,20 +7,17 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crisp_oci::apply::{self, CreateError, Created, IoPlan, JoinedNamespaces, StartError, Stdio};
-use crisp_oci::cgroup::{Cgroup, DeviceKind, DeviceRule, Hierarchy, Resources};
-use crisp_oci::plan::{
-    BindStep, CapabilitySets, CgroupPlan, DeviceStep, FdIndex, FilesystemStep, NamespaceHow,
-    NamespaceKind, NamespacePlan, Plan, ProcessPlan, RootfsSource, Step,
-};
+use crisp_oci::cgroup::{Cgroup, Hierarchy, Resources};
+use crisp_oci::plan::{BindStep, CgroupPlan, FdIndex, Plan, ProcessPlan, RootfsSource};
 use crisp_sys::clone::SingleThreaded;
-use crisp_sys::mount::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use crisp_sys::mount;
 use crisp_sys::pidfd::{self, WaitStatus};
+
+use crate::ordinary;
+pub use crate::ordinary::{DEFAULT_CAPS, device_rules, eventually, process, steps};
 
 /// Where the cases' cgroups are.
 pub const GROUP: &str = "/crisp-oci-test";
-
-/// The capabilities container engines give by default.
-pub const DEFAULT_CAPS: u64 = 0xa804_25fb;
 
 /// A temporary directory with a root filesystem in it.
 pub struct Machine {
@@ -92,39 +89,16 @@ impl Machine {
 
     /// An overlay over the root filesystem, attached nowhere.
     pub fn overlay(&self) -> OwnedFd {
-        let sub = |name: &str| {
-            let path = self.dir.path().join(name);
-            fs::create_dir_all(&path).expect("mkdir");
-            path
-        };
-        let fs = mount::fsopen("overlay").expect("fsopen");
-        mount::fsconfig_set_string(fs.as_fd(), "lowerdir", &self.root()).expect("lowerdir");
-        mount::fsconfig_set_string(fs.as_fd(), "upperdir", &sub("upper")).expect("upperdir");
-        mount::fsconfig_set_string(fs.as_fd(), "workdir", &sub("work")).expect("workdir");
-        mount::fsconfig_create(fs.as_fd()).expect("create");
-        mount::fsmount(fs.as_fd(), 0).expect("fsmount")
+        ordinary::overlay(self.dir.path())
     }
 
     /// A container as an engine would make it that runs `script` in a shell as root.
     pub fn plan(&self, script: &str) -> Plan {
-        let new = |kind| NamespacePlan {
-            kind,
-            how: NamespaceHow::New,
-        };
         Plan {
             id: self.name.clone(),
             bundle: self.dir.path().display().to_string(),
             rootfs: RootfsSource::DetachedMount(FdIndex(0)),
-            namespaces: [
-                NamespaceKind::Pid,
-                NamespaceKind::Net,
-                NamespaceKind::Ipc,
-                NamespaceKind::Uts,
-                NamespaceKind::Mount,
-                NamespaceKind::Cgroup,
-            ]
-            .map(new)
-            .into(),
+            namespaces: ordinary::namespaces(),
             hostname: Some("inside".into()),
             steps: steps(),
             process: process(&["sh", "-c", script]),
@@ -284,44 +258,6 @@ pub fn remove(cgroup: &Cgroup) {
     }
 }
 
-pub fn process(args: &[&str]) -> ProcessPlan {
-    let caps = DEFAULT_CAPS;
-    ProcessPlan {
-        args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        env: vec![b"PATH=/bin".to_vec()],
-        cwd: "/".into(),
-        capabilities: CapabilitySets {
-            bounding: caps,
-            effective: caps,
-            permitted: caps,
-            ..CapabilitySets::default()
-        },
-        no_new_privileges: true,
-        ..ProcessPlan::default()
-    }
-}
-
-fn filesystem(fstype: &str, target: &str, flags: u64, options: &[(&str, &str)]) -> Step {
-    Step::Filesystem(FilesystemStep {
-        fstype: fstype.into(),
-        source: fstype.into(),
-        target: target.into(),
-        flags,
-        options: options
-            .iter()
-            .map(|(key, value)| {
-                let value = if value.is_empty() {
-                    None
-                } else {
-                    Some((*value).to_owned())
-                };
-                ((*key).to_owned(), value)
-            })
-            .collect(),
-        ..FilesystemStep::default()
-    })
-}
-
 /// A bind of a path of the host's, without further wishes.
 pub fn bind(source: &Path, target: &str) -> BindStep {
     BindStep {
@@ -332,119 +268,10 @@ pub fn bind(source: &Path, target: &str) -> BindStep {
     }
 }
 
-/// The mounts, devices and hidden paths of an ordinary container.
-pub fn steps() -> Vec<Step> {
-    let safe = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
-    let ro = mount::MOUNT_ATTR_RDONLY;
-    let mut steps = vec![
-        filesystem("proc", "/proc", safe, &[]),
-        filesystem(
-            "tmpfs",
-            "/dev",
-            MOUNT_ATTR_NOSUID,
-            &[("mode", "755"), ("size", "64k")],
-        ),
-        filesystem(
-            "devpts",
-            "/dev/pts",
-            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-            &[
-                ("newinstance", ""),
-                ("ptmxmode", "0666"),
-                ("mode", "0620"),
-                ("gid", "5"),
-            ],
-        ),
-        filesystem("mqueue", "/dev/mqueue", safe, &[]),
-        filesystem("sysfs", "/sys", safe | ro, &[]),
-    ];
-    for (path, major, minor) in [
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    ] {
-        steps.push(Step::Device(DeviceStep {
-            path: format!("/dev/{path}"),
-            mode: 0o020_666,
-            major,
-            minor,
-            uid: 0,
-            gid: 0,
-        }));
-    }
-    for (path, target) in [
-        ("fd", "/proc/self/fd"),
-        ("stdout", "/proc/self/fd/1"),
-        ("ptmx", "pts/ptmx"),
-    ] {
-        steps.push(Step::Symlink {
-            path: format!("/dev/{path}"),
-            target: target.into(),
-        });
-    }
-    for path in [
-        "/proc/kcore",
-        "/proc/keys",
-        "/proc/acpi",
-        "/proc/timer_list",
-        "/sys/firmware",
-    ] {
-        steps.push(Step::Mask { path: path.into() });
-    }
-    for path in [
-        "/proc/bus",
-        "/proc/fs",
-        "/proc/irq",
-        "/proc/sys",
-        "/proc/sysrq-trigger",
-    ] {
-        steps.push(Step::ReadOnly { path: path.into() });
-    }
-    steps
-}
-
-/// The device policy of an ordinary container.
-pub fn device_rules() -> Vec<DeviceRule> {
-    let rule = |major, minor: Option<u32>| DeviceRule {
-        allow: true,
-        kind: DeviceKind::Char,
-        major: Some(major),
-        minor,
-        access: DeviceRule::ALL,
-    };
-    let mknod = |kind| DeviceRule {
-        allow: true,
-        kind,
-        access: DeviceRule::MKNOD,
-        ..DeviceRule::default()
-    };
-    let mut rules = vec![
-        mknod(DeviceKind::Char),
-        mknod(DeviceKind::Block),
-        rule(136, None),
-    ];
-    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
-        rules.push(rule(major, Some(minor)));
-    }
-    rules
-}
-
 fn group_roots() -> Vec<PathBuf> {
-    match Hierarchy::probe().expect("cgroups") {
-        Hierarchy::V2 { mount } => vec![mount.join(&GROUP[1..])],
-        Hierarchy::V1 {
-            controllers,
-            unified,
-        } => controllers
-            .into_iter()
-            .map(|(_, mount)| mount)
-            .chain(unified)
-            .map(|mount| mount.join(&GROUP[1..]))
-            .collect(),
-    }
+    let trees = ordinary::trees(&Hierarchy::probe().expect("cgroups"));
+    let below = trees.into_iter().map(|mount| mount.join(&GROUP[1..]));
+    below.collect()
 }
 
 /// Removes groups that an earlier, crashed run left behind and that hold no process.
@@ -454,14 +281,5 @@ pub fn sweep() {
             let _ = fs::remove_dir(entry.path());
         }
         let _ = fs::remove_dir(&root);
-    }
-}
-
-/// Waits until `done`, failing after ten seconds.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while !done() {
-        assert!(std::time::Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
     }
 }

@@ -15,6 +15,7 @@
 
 mod cases;
 mod fixture;
+mod ordinary;
 
 use std::process::{Command, Stdio, exit};
 use std::time::{Duration, Instant};

@@ -9,10 +9,13 @@
 )]
 
 mod cancel;
+mod chroot;
 mod churn;
 mod input;
 mod lifecycle;
+mod recovery;
 mod restart;
+mod steps;
 
 use std::time::Duration;
 

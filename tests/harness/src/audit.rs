@@ -21,6 +21,7 @@ impl Snapshot {
         processes(daemon, &mut lines);
         mounts(daemon.site().dir(), &mut lines);
         listing(Path::new("/run/netns"), "netns", 1, &mut lines);
+        forget_neighbours(daemon.site().dir(), &mut lines);
         cgroups(
             Path::new("/sys/fs/cgroup"),
             daemon.site().name(),
@@ -67,7 +68,7 @@ pub async fn settled(daemon: &Daemon, before: &Snapshot, limit: Duration) -> Vec
     }
 }
 
-/// The helpers of any daemon of the host, and whatever runs in this site's groups.
+/// The helpers of the daemon, its children, and whatever runs in this site's groups.
 fn processes(daemon: &Daemon, lines: &mut BTreeSet<String>) {
     let (own, site) = (std::process::id(), daemon.site());
     for pid in site::pids()
@@ -88,8 +89,40 @@ fn processes(daemon: &Daemon, lines: &mut BTreeSet<String>) {
             .rsplit_once(") ")
             .and_then(|(_, rest)| rest.split(' ').nth(1).map(str::to_owned))
             == Some(daemon.pid().to_string());
-        if helper || child || read("cgroup").contains(&format!("/{}", site.name())) {
+        let here = || read("cmdline").contains(&*site.dir().to_string_lossy());
+        let ours = helper && (here() || holds_file_in(pid, site.dir()));
+        if ours || child || read("cgroup").contains(&format!("/{}", site.name())) {
             lines.insert(format!("process {pid} {name}"));
+        }
+    }
+}
+
+/// Whether a process has a file of a directory open: a monitor has its messages in its container's.
+fn holds_file_in(pid: u32, dir: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    descriptors
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| target.starts_with(dir))
+}
+
+/// Takes out the network namespaces of other sites: other rings may run on this host.
+fn forget_neighbours(dir: &Path, lines: &mut BTreeSet<String>) {
+    let sites = dir.parent().and_then(|base| fs::read_dir(base).ok());
+    for site in sites.into_iter().flatten().flatten() {
+        if site.path() == dir {
+            continue;
+        }
+        for part in ["root/sandboxes", "state/sandboxes"] {
+            let pods = fs::read_dir(site.path().join(part)).into_iter().flatten();
+            for pod in pods.flatten() {
+                let id = pod.file_name().to_string_lossy().into_owned();
+                if let Some(short) = id.get(..13) {
+                    lines.retain(|line| !line.contains(&format!("/crisp-{short}")));
+                }
+            }
         }
     }
 }

@@ -51,6 +51,12 @@ pub struct Daemon {
     plugins: PathBuf,
     conf_dir: PathBuf,
     hosts: PathBuf,
+    /// Directory of crisp's programs.
+    programs: PathBuf,
+    /// Words before the command that starts it.
+    wrapper: Vec<OsString>,
+    /// Where it is to stop, in a build that has failpoints.
+    failpoint: Option<String>,
     extra_config: String,
     // Last: its files go after the process.
     site: Site,
@@ -79,6 +85,9 @@ impl Daemon {
             plugins,
             conf_dir,
             hosts,
+            programs: tools::crisp_dir(),
+            wrapper: Vec::new(),
+            failpoint: None,
             extra_config: String::new(),
             site,
         })
@@ -87,6 +96,26 @@ impl Daemon {
     /// Adds lines to crisp's configuration file (whole tables).
     pub fn configure(&mut self, lines: &str) {
         self.extra_config.push_str(lines);
+    }
+
+    /// Runs the programs of another directory from the next start on.
+    pub fn use_programs(&mut self, dir: &Path) {
+        self.programs = dir.to_owned();
+    }
+
+    /// Runs the plugins of another directory from the next start on.
+    pub fn use_plugins(&mut self, dir: &Path) {
+        self.plugins = dir.to_owned();
+    }
+
+    /// Starts it by these words from now on, with its own command line behind them.
+    pub fn wrap(&mut self, words: Vec<OsString>) {
+        self.wrapper = words;
+    }
+
+    /// From the next start on it stops at this place (`NAME=kill`, `NAME=hang`), or nowhere.
+    pub fn stop_at(&mut self, failpoint: Option<&str>) {
+        self.failpoint = failpoint.map(str::to_owned);
     }
 
     /// Which runtime it is.
@@ -145,11 +174,15 @@ impl Daemon {
     /// # Errors
     /// With the end of its log, when it does not serve within 30 seconds.
     pub async fn start(&mut self) -> io::Result<Duration> {
-        let mut command = self.command()?;
         let began = Instant::now();
-        self.process = Some(Process::start(&mut command, &self.log())?);
-        match Cri::connect_until_served(&self.socket(), Duration::from_secs(30)).await {
-            Ok(_) => Ok(began.elapsed()),
+        self.spawn()?;
+        let socket = self.socket();
+        let served = tokio::select! {
+            served = Cri::connect_until_served(&socket, Duration::from_secs(30)) => served.map(drop),
+            ended = self.death() => Err(ended),
+        };
+        match served {
+            Ok(()) => Ok(began.elapsed()),
             Err(error) => {
                 let log = self
                     .process
@@ -162,6 +195,42 @@ impl Daemon {
                 )))
             }
         }
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&mut self) -> io::Result<()> {
+        let mut command = self.command()?;
+        self.process = Some(Process::start(&mut command, &self.log())?);
+        Ok(())
+    }
+
+    /// Returns when it has ended by itself, with what is to be said about that.
+    async fn death(&mut self) -> io::Error {
+        loop {
+            match self.process.as_mut().map(Process::exited) {
+                Some(Ok(None)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Some(Ok(Some(status))) => return io::Error::other(format!("it ended: {status}")),
+                Some(Err(error)) => return error,
+                None => return io::Error::other("it was not started"),
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`.
+    pub fn ended(&mut self, limit: Duration) -> io::Result<()> {
+        if let Some(mut process) = self.process.take()
+            && let Err(error) = process.wait(limit)
+        {
+            self.process = Some(process);
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// A client.
@@ -222,16 +291,20 @@ impl Daemon {
             self.conf_dir, self.plugins, self.hosts, self.extra_config
         );
         fs::write(&config, text)?;
-        let program = tools::crisp_dir().join("crisp");
+        let program = self.programs.join("crisp");
         if !program.exists() {
             return Err(io::Error::other(format!(
                 "{} is missing: run deploy/build first",
                 program.display()
             )));
         }
-        let mut command = Command::new(program);
+        let mut words = self.wrapper.iter().cloned().chain([program.into()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).arg("serve");
+        if let Some(failpoint) = &self.failpoint {
+            command.env("CRISP_TEST_FAILPOINT", failpoint);
+        }
         command
-            .arg("serve")
             .arg("--config")
             .arg(config)
             .arg("--root")

@@ -44,3 +44,44 @@ pub fn program(tool: &str, program: &str) -> io::Result<PathBuf> {
 pub fn crisp_dir() -> PathBuf {
     std::env::var_os("CRISP_TEST_BIN").map_or_else(|| top().join("target/dist"), PathBuf::from)
 }
+
+/// The directory of programs that stop at failpoints: the ones under test if they were built with
+/// debug assertions, else cargo's debug build.
+///
+/// # Errors
+/// When they cannot be built.
+pub fn crisp_dir_with_failpoints() -> io::Result<PathBuf> {
+    let under_test = crisp_dir();
+    if has_failpoints(&under_test)? {
+        return Ok(under_test);
+    }
+    let packages = [
+        "-p",
+        "crisp",
+        "-p",
+        "conmon-rs",
+        "-p",
+        "crisp-pause",
+        "-p",
+        "crisp-oci",
+    ];
+    crate::process::run(
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["build", "--locked", "--bins"])
+            .args(packages)
+            .current_dir(top()),
+    )?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from);
+    Ok(target.join("debug"))
+}
+
+/// Whether the daemon in a directory reads the variable that names a failpoint.
+///
+/// # Errors
+/// When there is none.
+pub fn has_failpoints(dir: &Path) -> io::Result<bool> {
+    let program = std::fs::read(dir.join("crisp"))?;
+    let name = b"CRISP_TEST_FAILPOINT";
+    Ok(program.windows(name.len()).any(|window| window == name))
+}

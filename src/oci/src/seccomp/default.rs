@@ -1,7 +1,7 @@
 //! The built-in profile, from its source table `config/seccomp/default.txt`.
 
-use super::capability;
 use super::profile::{Action, Arch, Arg, Op, Profile, Rule};
+use crate::capability;
 
 const SOURCE: &str = include_str!("../../../../config/seccomp/default.txt");
 const EPERM: u16 = 1;
@@ -90,7 +90,7 @@ fn parse_line(words: &[&str], caps: u64) -> Result<Option<Rule>, &'static str> {
 }
 
 fn has(caps: u64, name: &str) -> Result<bool, &'static str> {
-    let bit = capability::number(name).ok_or("it names an unknown capability")?;
+    let bit = capability::number_of_prefixed(name).ok_or("it names an unknown capability")?;
     Ok(caps & 1 << bit != 0)
 }
 

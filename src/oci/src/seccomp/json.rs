@@ -3,8 +3,8 @@
 
 use serde::Deserialize;
 
-use super::capability;
 use super::profile::{Action, Arch, Arg, Flag, Op, Profile, Rule};
+use crate::capability;
 
 /// What a profile's conditions are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -240,7 +240,7 @@ impl Filter {
 
 /// A capability this program does not know is one the container does not have.
 fn has(at: &Circumstances, cap: &str) -> bool {
-    capability::number(cap).is_some_and(|number| at.caps & 1 << number != 0)
+    capability::number_of_prefixed(cap).is_some_and(|number| at.caps & 1 << number != 0)
 }
 
 /// Filters name architectures as Go does.

@@ -5,7 +5,6 @@
 //! with feature `plan`, from JSON ([`Profile::from_json`]) and from a runtime specification.
 
 mod assemble;
-mod capability;
 mod compile;
 mod default;
 #[cfg(feature = "plan")]

@@ -6,6 +6,7 @@ use oci_spec::runtime::{
 };
 
 use super::{PlanError, Result, invalid, refuse, text, unsupported};
+use crate::capability;
 use crate::host::HostFacts;
 use crate::plan::{CapabilitySets, ProcessPlan, Rlimit, SchedAttr};
 
@@ -191,51 +192,6 @@ fn rlimits(process: &Process) -> Result<Vec<Rlimit>> {
     Ok(list)
 }
 
-/// Names by number, as the kernel has them.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// What the daemon itself may not hand on is left out, as other runtimes do: a privileged
 /// container on a host that lacks one capability shall run with all the others.
 fn capabilities(process: &Process, host: &HostFacts) -> Result<CapabilitySets> {
@@ -246,7 +202,7 @@ fn capabilities(process: &Process, host: &HostFacts) -> Result<CapabilitySets> {
         let mut mask = 0;
         for capability in set.iter().flatten() {
             let name = capability.to_string();
-            let number = CAPABILITIES.iter().position(|known| **known == name);
+            let number = capability::number(&name);
             let known = number.filter(|number| *number <= host.last_capability as usize);
             let Some(number) = known else {
                 let reason = format!("this kernel has no CAP_{name}");

@@ -1,8 +1,8 @@
-//! Capability names: profiles speak of them.
+//! The names of capabilities: runtime specs, profiles and requests speak of them.
 
-/// In the order of linux/capability.h: the position is the number.
+/// Without `CAP_`, in the order of linux/capability.h up to 6.18: the position is the number.
 #[rustfmt::skip]
-const NAMES: [&str; 41] = [
+pub const NAMES: [&str; 41] = [
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
     "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
     "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
@@ -11,8 +11,13 @@ const NAMES: [&str; 41] = [
     "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 ];
 
+/// The number of a name that is written without `CAP_`.
+#[must_use]
+pub fn number(name: &str) -> Option<usize> {
+    NAMES.iter().position(|known| *known == name)
+}
+
 /// The number of `CAP_..`.
-pub(super) fn number(name: &str) -> Option<usize> {
-    let name = name.strip_prefix("CAP_")?;
-    NAMES.iter().position(|have| *have == name)
+pub(crate) fn number_of_prefixed(name: &str) -> Option<usize> {
+    number(name.strip_prefix("CAP_")?)
 }
