@@ -29,6 +29,8 @@ pub const TROUBLE_INTERVAL: Duration = Duration::from_secs(1);
 pub const MAX_LINE_LIMIT: u32 = 64 * 1024;
 /// Time, space, stream, space, tag, space.
 const HEAD_LEN: usize = STAMP_LEN + 10;
+/// Where the tag of a head is.
+const TAG_AT: usize = HEAD_LEN - 2;
 /// Records are gathered in this many bytes before they are written. A full pipe of short lines takes
 /// three writes; a larger buffer is hardly faster and would be the largest part of a monitor's memory.
 const OUT_LEN: usize = 32 * 1024;
@@ -70,6 +72,8 @@ pub struct Log<W = File> {
     max_line: usize,
     pending: [Pending; 2],
     stamp: Stamp,
+    /// What the records of one batch begin with.
+    head: [u8; HEAD_LEN],
     counters: LogCounters,
     reported_errno: i32,
     reported_at: Option<Instant>,
@@ -144,6 +148,7 @@ impl<W: Write> Log<W> {
             max_line: max_line as usize,
             pending: Default::default(),
             stamp: Stamp::default(),
+            head: [0; HEAD_LEN],
             counters: LogCounters::default(),
             reported_errno: 0,
             reported_at: None,
@@ -152,15 +157,15 @@ impl<W: Write> Log<W> {
 
     /// Takes what a stream printed and writes every record it completes, with one time for all.
     pub fn feed(&mut self, stream: Stream, data: &[u8]) {
-        self.stamp.set(SystemTime::now());
+        self.begin(stream);
         let mut pending = std::mem::take(&mut self.pending[stream as usize]);
         let mut rest = data;
         while let Some(end) = newline(rest) {
-            self.line(stream, &mut pending, &rest[..end]);
+            self.line(&mut pending, &rest[..end]);
             rest = &rest[end + 1..];
         }
         if !rest.is_empty() {
-            let rest = self.cut(stream, &mut pending, rest);
+            let rest = self.cut(&mut pending, rest);
             // Room for a whole piece at once: growing step by step would leave holes in the heap.
             pending
                 .bytes
@@ -173,19 +178,19 @@ impl<W: Write> Log<W> {
     }
 
     /// Adds the record of a line that ends here, after the pieces it is too long for.
-    fn line(&mut self, stream: Stream, pending: &mut Pending, end: &[u8]) {
-        let rest = self.cut(stream, pending, end);
-        self.record(stream, b'F', &pending.bytes, rest);
+    fn line(&mut self, pending: &mut Pending, end: &[u8]) {
+        let rest = self.cut(pending, end);
+        self.record(b'F', &pending.bytes, rest);
         pending.bytes.clear();
         pending.since = None;
     }
 
     /// Adds `P` records until pending and the rest together are no longer than the limit. Returns
     /// the rest.
-    fn cut<'a>(&mut self, stream: Stream, pending: &mut Pending, mut rest: &'a [u8]) -> &'a [u8] {
+    fn cut<'a>(&mut self, pending: &mut Pending, mut rest: &'a [u8]) -> &'a [u8] {
         while pending.bytes.len() + rest.len() > self.max_line {
             let (piece, after) = rest.split_at(self.max_line - pending.bytes.len());
-            self.record(stream, b'P', &pending.bytes, piece);
+            self.record(b'P', &pending.bytes, piece);
             pending.bytes.clear();
             rest = after;
         }
@@ -196,8 +201,8 @@ impl<W: Write> Log<W> {
     pub fn flush_partial(&mut self, stream: Stream) {
         let mut pending = std::mem::take(&mut self.pending[stream as usize]);
         if !pending.bytes.is_empty() {
-            self.stamp.set(SystemTime::now());
-            self.record(stream, b'P', &pending.bytes, &[]);
+            self.begin(stream);
+            self.record(b'P', &pending.bytes, &[]);
             pending.bytes.clear();
             self.write_out();
         }
@@ -247,8 +252,19 @@ impl<W: Write> Log<W> {
         })
     }
 
+    /// The records that follow are of this stream and of now.
+    fn begin(&mut self, stream: Stream) {
+        self.stamp.set(SystemTime::now());
+        let (time, rest) = self.head.split_at_mut(STAMP_LEN);
+        time.copy_from_slice(self.stamp.text());
+        rest.copy_from_slice(match stream {
+            Stream::Stdout => b" stdout F ",
+            Stream::Stderr => b" stderr F ",
+        });
+    }
+
     /// Adds one record; makes room for it first.
-    fn record(&mut self, stream: Stream, tag: u8, first: &[u8], second: &[u8]) {
+    fn record(&mut self, tag: u8, first: &[u8], second: &[u8]) {
         let len = HEAD_LEN + first.len() + second.len() + 1;
         if self.out.len() + len > OUT_LEN {
             self.write_out();
@@ -258,13 +274,12 @@ impl<W: Write> Log<W> {
             self.out.reserve_exact(OUT_LEN.max(len + 1));
             self.out.push(b'\n');
         }
-        self.out.extend_from_slice(self.stamp.text());
-        self.out.extend_from_slice(match stream {
-            Stream::Stdout => b" stdout ",
-            Stream::Stderr => b" stderr ",
-        });
-        self.out.extend_from_slice(&[tag, b' ']);
-        self.out.extend_from_slice(first);
+        let at = self.out.len();
+        self.out.extend_from_slice(&self.head);
+        self.out[at + TAG_AT] = tag;
+        if !first.is_empty() {
+            self.out.extend_from_slice(first);
+        }
         self.out.extend_from_slice(second);
         self.out.push(b'\n');
     }

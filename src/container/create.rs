@@ -201,6 +201,7 @@ async fn make(
                 attached,
                 pin: Some(pin),
                 process: Some(process),
+                output: Default::default(),
             };
             Driver::publish(node, start);
             if let Ok(container) = node.containers.find(id.as_str()) {
@@ -542,6 +543,9 @@ fn plan(input: &Input, rootfs: OwnedFd, bundled: Bundled) -> Result<Prepared, Cr
     let mut plan = crisp_oci::spec::plan(&from).map_err(CreateError::Plan)?;
     // The exact bytes: JSON cannot hold every value.
     plan.process.env = environment;
+    let path = bundle.join(super::exec::PROCESS_FILE);
+    fs::write(&path, crisp_oci::wire::encode_process(&plan.process))
+        .map_err(|source| CreateError::Files { path, source })?;
     Ok(Prepared {
         user,
         plan,

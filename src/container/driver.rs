@@ -11,6 +11,7 @@ use tracing::Instrument;
 
 use super::{
     Container,
+    output::Output,
     record::{ContainerRecord, Phase},
     state::{Change, Exit, State},
     undo,
@@ -130,6 +131,8 @@ pub struct Start {
     pub pin: Option<LayerPin>,
     /// How its processes are made, if known already.
     pub process: Option<Arc<crisp_oci::plan::ProcessPlan>>,
+    /// What has become of its output.
+    pub output: Output,
 }
 
 /// Under way: the container is to end.
@@ -167,6 +170,7 @@ impl Driver {
             attached,
             pin,
             process,
+            output,
         } = start;
         let (sender, commands) = mpsc::unbounded_channel();
         let container = Arc::new(Container {
@@ -182,6 +186,7 @@ impl Driver {
                     .map(|attached| Arc::new(attached.monitor.clone())),
             ),
             process: OnceCell::new_with(process),
+            output,
             commands: sender,
         });
         node.containers
@@ -362,12 +367,20 @@ impl Driver {
         match notice {
             Notice::Event(protocol::Event::Exited(exit)) => self.exited(&exit).await,
             Notice::Event(protocol::Event::LogTrouble { lost_bytes, errno }) => {
-                tracing::warn!(id = %self.container.id, lost_bytes, errno, "log cannot be written");
+                self.container.output.log_trouble(lost_bytes, errno);
+                let id = &self.container.id;
+                if errno == 0 {
+                    tracing::warn!(%id, lost_bytes, "log can be written again");
+                } else {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::warn!(%id, lost_bytes, %error, "log cannot be written");
+                }
             }
             Notice::Event(protocol::Event::Oom { count }) => {
                 tracing::info!(id = %self.container.id, count, "out of memory in the container");
             }
             Notice::Event(protocol::Event::AttachDropped { count }) => {
+                self.container.output.clients_dropped(count);
                 tracing::warn!(id = %self.container.id, count, "attached client did not read and was dropped");
             }
             Notice::Event(protocol::Event::ExecExited { .. }) => {}

@@ -1,6 +1,14 @@
 //! Runs a command in a container and captures what it prints.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use crisp_oci::plan::ProcessPlan;
 
@@ -23,6 +31,15 @@ pub enum BundleReadError {
         #[source]
         source: io::Error,
     },
+    /// It is damaged.
+    #[error("{} is damaged", path.display())]
+    Decode {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: crisp_oci::wire::DecodeError,
+    },
     /// It is no runtime spec any more.
     #[error("{} is not a runtime spec", path.display())]
     Parse {
@@ -41,6 +58,31 @@ pub enum BundleReadError {
         #[source]
         source: crisp_oci::spec::PlanError,
     },
+}
+
+/// The file in a bundle that says how the container's processes are made, as `crisp_oci::wire`
+/// encodes it: unlike config.json it can hold every value of the environment.
+pub const PROCESS_FILE: &str = "process";
+
+/// Outputs that were cut at the limit since the daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Commands that printed more than there was room for.
+    pub commands: u64,
+    /// What was thrown away of it.
+    pub bytes: u64,
+}
+
+static CUT_COMMANDS: AtomicU64 = AtomicU64::new(0);
+static CUT_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// What was cut so far.
+#[must_use]
+pub fn cut() -> Cut {
+    Cut {
+        commands: CUT_COMMANDS.load(Ordering::Relaxed),
+        bytes: CUT_BYTES.load(Ordering::Relaxed),
+    }
 }
 
 impl Container {
@@ -75,6 +117,8 @@ impl Container {
             .await
             .map_err(ContainerError::Exec)?;
         if captured.cut > 0 {
+            CUT_COMMANDS.fetch_add(1, Ordering::Relaxed);
+            CUT_BYTES.fetch_add(captured.cut, Ordering::Relaxed);
             tracing::warn!(id = %self.id, bytes = captured.cut, "output of a command was cut");
         }
         Ok(captured)
@@ -84,7 +128,7 @@ impl Container {
         let read = self.process.get_or_try_init(|| async {
             let (node, id) = (Arc::clone(node), self.id.clone());
             let bundle = node.paths.container_state(&id);
-            tokio::task::spawn_blocking(move || read_back(&node, &id, bundle.join("config.json")))
+            tokio::task::spawn_blocking(move || read_back(&node, &id, &bundle))
                 .await
                 .map_err(|_| ContainerError::MonitorGone)?
                 .map_err(ContainerError::Bundle)
@@ -96,8 +140,20 @@ impl Container {
 fn read_back(
     node: &Node,
     id: &ContainerId,
-    path: PathBuf,
+    bundle: &Path,
 ) -> Result<Arc<ProcessPlan>, BundleReadError> {
+    let path = bundle.join(PROCESS_FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            return crisp_oci::wire::decode_process(&bytes)
+                .map(Arc::new)
+                .map_err(|source| BundleReadError::Decode { path, source });
+        }
+        // A container of a release that had no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(BundleReadError::Read { path, source }),
+    }
+    let path = bundle.join("config.json");
     let bytes = std::fs::read(&path).map_err(|source| BundleReadError::Read {
         path: path.clone(),
         source,

@@ -17,6 +17,7 @@ pub mod capability;
 pub mod create;
 pub mod driver;
 pub mod exec;
+pub mod output;
 pub mod record;
 pub mod recover;
 pub mod sources;
@@ -56,6 +57,8 @@ pub struct Container {
     /// How its processes are made, for commands run in it; read back from the bundle after a
     /// restart of the daemon.
     process: OnceCell<Arc<ProcessPlan>>,
+    /// What has become of its output.
+    pub output: output::Output,
     commands: mpsc::UnboundedSender<Command>,
 }
 

@@ -12,6 +12,7 @@ use conmon_rs::protocol;
 use super::{
     Container,
     driver::{Attached, Driver, Start, exit_of},
+    output::Output,
     record::{ContainerRecord, Phase},
     state::State,
     undo,
@@ -28,8 +29,8 @@ pub async fn recover(node: &Arc<Node>, record: ContainerRecord) {
         undo::finish_in_background(Arc::clone(node), record, None).await;
         return;
     };
-    let (state, attached) = match state {
-        State::Exited(_) => (state, None),
+    let (state, attached, output) = match state {
+        State::Exited(_) => (state, None, Output::default()),
         State::Created | State::Running { .. } => ask(node, &record, state).await,
     };
     let pin = node.images.pin_layers(&record.fixed.layers);
@@ -54,6 +55,7 @@ pub async fn recover(node: &Arc<Node>, record: ContainerRecord) {
             attached,
             pin,
             process: None,
+            output,
         },
     );
 }
@@ -63,7 +65,7 @@ async fn ask(
     node: &Arc<Node>,
     record: &ContainerRecord,
     known: State,
-) -> (State, Option<Attached>) {
+) -> (State, Option<Attached>, Output) {
     let directory = node.paths.container_state(&record.id);
     let hello = tokio::time::timeout(HELLO_LIMIT, monitor::connect(&directory)).await;
     let Ok(Ok(connected)) = hello else {
@@ -76,6 +78,7 @@ async fn ask(
         return (
             State::Exited(super::state::Exit { started_at, ..exit }),
             None,
+            Output::default(),
         );
     };
     let monitor::Connected {
@@ -83,6 +86,7 @@ async fn ask(
         snapshot,
         notices,
     } = connected;
+    let output = Output::of(&snapshot);
     let state = match snapshot.phase {
         protocol::Phase::Exited => match &snapshot.exit {
             Some(exit) => State::Exited(exit_of(exit)),
@@ -101,7 +105,7 @@ async fn ask(
     if matches!(state, State::Exited(_)) {
         monitor.acknowledge_exit().await.ok();
         monitor.disconnect();
-        return (state, None);
+        return (state, None, output);
     }
-    (state, Some(Attached { monitor, notices }))
+    (state, Some(Attached { monitor, notices }), output)
 }

@@ -4,7 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde_json::{Value, json};
 
-use crate::{container::Container, node::Node, observe, sandbox::Sandbox};
+use crate::{
+    container::{self, Container},
+    node::Node,
+    observe,
+    sandbox::Sandbox,
+};
 
 /// Of the daemon.
 #[must_use]
@@ -34,8 +39,11 @@ pub fn node(node: &Node) -> HashMap<String, String> {
         })
         .collect();
     let network = json!({ "configuration": node.network.loaded().list.as_ref().map(|list| list.name.clone()) });
+    let cut = container::exec::cut();
+    let exec = json!({ "outputsCut": cut.commands, "bytesCut": cut.bytes });
     HashMap::from([
         ("config".to_owned(), config.to_string()),
+        ("exec".to_owned(), exec.to_string()),
         ("network".to_owned(), network.to_string()),
         ("steps".to_owned(), Value::Object(steps).to_string()),
     ])
@@ -65,7 +73,7 @@ pub fn container(node: &Node, container: &Arc<Container>) -> HashMap<String, Str
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default();
     let pid = match &*container.state() {
-        crate::container::state::State::Exited(_) => 0,
+        container::state::State::Exited(_) => 0,
         _ => container.fixed.pid,
     };
     let info = json!({
@@ -74,6 +82,7 @@ pub fn container(node: &Node, container: &Arc<Container>) -> HashMap<String, Str
         "privileged": container.spec.security.privileged,
         "bundle": bundle,
         "cgroup": container.fixed.cgroup,
+        "output": container.output.to_json(),
         "config": serde_json::to_value(&*container.spec).unwrap_or_default(),
         "runtimeSpec": spec,
     });

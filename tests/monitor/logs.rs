@@ -246,3 +246,42 @@ fn output_goes_on_while_no_daemon_is_there() {
     daemon.done(Request::AckExit);
     assert_eq!(monitor.ended(), Some(0));
 }
+
+/// How fast lines of a hundred bytes come through, as a line for a reader. `CONMON_RS` names the
+/// build to judge: a debug build says little.
+#[test]
+fn throughput_is_told() {
+    let size: usize = match std::env::var_os("CRISP_TEST_FULL") {
+        Some(_) => 1 << 30,
+        None => 64 << 20,
+    };
+    let site = Site::new();
+    let line = format!("{}\n", "x".repeat(99));
+    let text = line.repeat((16 << 20) / line.len());
+    fs::write(site.dir.path().join("rootfs/text"), &text).unwrap();
+    let rounds = size / text.len();
+    let script = format!("for i in $(seq {rounds}); do cat /text; done");
+    let fast = std::path::Path::new("/dev/shm");
+    for (what, dir) in [("a disk", site.dir.path()), ("memory", fast)] {
+        let log = dir.join(format!("crisp-throughput-{}.log", std::process::id()));
+        let request = CreateRequest {
+            log_path: Some(log.display().to_string()),
+            ..site.request()
+        };
+        let mut monitor = site.create_with(&site.plan(&["sh", "-c", &script]), request);
+        let began = std::time::Instant::now();
+        monitor.done(Request::Start);
+        let record = monitor.exited();
+        let took = began.elapsed();
+        let written = fs::metadata(&log).unwrap().len() as usize;
+        fs::remove_file(&log).unwrap();
+        assert_eq!((record.code, record.lost_bytes), (0, 0));
+        assert_eq!(written, rounds * text.len() / 100 * 140);
+        println!(
+            "to {what}: {:.0} MB/s of output, {:.0} MB in {took:?}",
+            (rounds * text.len()) as f64 / 1e6 / took.as_secs_f64(),
+            (rounds * text.len()) as f64 / 1e6,
+        );
+        monitor.acknowledge();
+    }
+}

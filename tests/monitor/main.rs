@@ -1,9 +1,11 @@
 //! The monitor binary against the real kernel: containers of busybox, as root.
 
 mod attach;
+mod attacks;
 mod control;
 mod exec;
 mod fixture;
+mod hostile;
 mod lifecycle;
 mod logs;
 mod memory;

@@ -11,9 +11,12 @@
 mod cancel;
 mod chroot;
 mod churn;
+mod exec;
 mod input;
 mod lifecycle;
 mod recovery;
+mod logs;
+mod oom;
 mod restart;
 mod steps;
 

@@ -26,6 +26,8 @@ struct Connection {
     subscribed: bool,
     queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     queued: usize,
+    /// Whether epoll tells when the socket takes more.
+    awaits_room: bool,
 }
 
 /// All connections.
@@ -70,6 +72,7 @@ impl Connections {
             subscribed,
             queue: VecDeque::new(),
             queued: 0,
+            awaits_room: false,
         });
         Some(id)
     }
@@ -181,10 +184,13 @@ impl Connection {
                 Err(_) => return Err(Gone),
             }
         }
-        let events = if self.queue.is_empty() {
-            EPOLLIN
-        } else {
-            EPOLLIN | EPOLLOUT
+        let awaits_room = !self.queue.is_empty();
+        if std::mem::replace(&mut self.awaits_room, awaits_room) == awaits_room {
+            return Ok(());
+        }
+        let events = match awaits_room {
+            false => EPOLLIN,
+            true => EPOLLIN | EPOLLOUT,
         };
         epoll
             .modify(self.socket.as_fd(), events, TOKEN + self.id)

@@ -74,6 +74,18 @@ impl ParentEnd {
         socket::send_with_fds(self.0.as_fd(), b"G", &[]).map(drop)
     }
 
+    /// Waits until the child has closed its end, by executing its program or by dying. What it said
+    /// before can still be received. The end of the wait says nothing by itself.
+    pub(super) fn hung_up(&self, deadline: Instant) -> crisp_sys::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Asked for nothing, poll tells of a hang-up alone.
+            if event::poll(self.0.as_fd(), 0, Some(left))? || left.is_zero() {
+                return Ok(());
+            }
+        }
+    }
+
     /// The next message; `ETIMEDOUT` when the deadline passes first.
     pub(super) fn receive(&self, deadline: Option<Instant>) -> crisp_sys::Result<Message> {
         loop {

@@ -87,6 +87,9 @@ fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
         source,
     };
     let deadline = Instant::now() + LIMIT;
+    // One look at the end instead of one for each message: on a busy machine every look is a turn
+    // that somebody else has to give up.
+    launched.channel.hung_up(deadline).map_err(at)?;
     let mut console = None;
     let mut ready = false;
     loop {
@@ -141,11 +144,11 @@ fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
     process::umask(0);
     let needs_procfs = identity::needs_procfs(joiner.process);
     joiner.cgroup.join_self_v1().map_err(join_failure)?;
-    ns::setns(joiner.init, joiner.kinds).at(Stage::Namespaces, "")?;
     let procfs = match needs_procfs {
-        true => Some(Procfs::open().at(Stage::Mount, "private procfs")?),
+        true => Some(Procfs::of_host().at(Stage::Mount, "host procfs")?),
         false => None,
     };
+    ns::setns(joiner.init, joiner.kinds).at(Stage::Namespaces, "")?;
     process::setsid().at(Stage::Stdio, "")?;
     match joiner.io {
         IoPlan::Stdio(stdio) => stdio.install(joiner.process.uid).at(Stage::Stdio, "")?,
