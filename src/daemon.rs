@@ -117,7 +117,7 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     tracing::info!(listen = %node.config.listen.display(), root = %node.config.root.display(), "serving");
     let manager = Notifier::from_environment();
     tell(manager.ready());
-    let served = serve_until_signal(listener, Arc::clone(&node), images).await;
+    let served = serve_until_signal(listener, Arc::clone(&node)).await;
     tell(manager.stopping());
     fs::remove_file(&node.config.listen).ok();
     boot.end();
@@ -343,15 +343,11 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
-async fn serve_until_signal(
-    listener: UnixListener,
-    node: Arc<Node>,
-    images: Images,
-) -> Result<(), DaemonError> {
-    let runtime = RuntimeServiceServer::new(Runtime::new(node))
+async fn serve_until_signal(listener: UnixListener, node: Arc<Node>) -> Result<(), DaemonError> {
+    let runtime = RuntimeServiceServer::new(Runtime::new(Arc::clone(&node)))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
-    let image = ImageServiceServer::new(ImageEdge::new(images))
+    let image = ImageServiceServer::new(ImageEdge::new(Arc::clone(&node)))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let (told, tell) = tokio::sync::oneshot::channel::<()>();
@@ -369,6 +365,8 @@ async fn serve_until_signal(
         () = signalled() => {}
     }
     told.send(()).ok();
+    // Whoever listens would keep the server waiting.
+    node.events.close();
     // What is under way is journalled: a request that is cut off is undone or finished next time.
     match tokio::time::timeout(DRAIN_LIMIT, server).await {
         Ok(served) => Ok(served?),

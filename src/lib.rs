@@ -28,5 +28,6 @@ pub mod registry;
 pub mod sandbox;
 pub mod seccomp;
 pub mod snapshot;
+pub mod stats;
 pub mod store;
 pub mod undo;

@@ -23,6 +23,7 @@ use crate::{
     registry::Registry,
     sandbox::{Sandbox, parents::Parents, record::SandboxRecord, run::RunError, spec::SandboxSpec},
     seccomp::Filters,
+    stats::layer::Surveyor,
     store::{
         Record, Store, StoreError, Table,
         record_file::{self, RecordFileError},
@@ -136,6 +137,8 @@ pub struct Node {
     pub network: Network,
     /// What happened.
     pub events: Events,
+    /// Measures writable layers.
+    pub surveyor: Surveyor,
     /// Live sandboxes.
     pub sandboxes: Registry<Sandbox>,
     /// Live containers.
@@ -222,6 +225,7 @@ impl Node {
             images,
             network,
             events: Events::default(),
+            surveyor: Surveyor::default(),
             sandboxes: Registry::new("sandbox"),
             containers: Registry::new("container"),
             cgroup_parents: Parents::default(),

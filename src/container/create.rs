@@ -32,7 +32,7 @@ use crate::{
     },
     clock,
     error::{Chain, Classify, ErrorKind},
-    events::{Event, EventKind},
+    events::EventKind,
     failpoint,
     id::{ContainerId, SandboxId},
     image::{Image, ImageError},
@@ -205,8 +205,7 @@ async fn make(
             };
             Driver::publish(node, start);
             if let Ok(container) = node.containers.find(id.as_str()) {
-                node.events
-                    .send(Event::of_container(EventKind::Created, &container));
+                node.tell_container(EventKind::Created, &container);
             }
             Ok(())
         }
@@ -291,6 +290,7 @@ async fn reserve(
         sandbox: sandbox.id.clone(),
         spec: spec.as_ref().clone(),
         fixed: fixed(node, sandbox, id, spec, &image),
+        resources: None,
     };
     let mut draft = Draft {
         record,

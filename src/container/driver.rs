@@ -19,11 +19,12 @@ use super::{
 use crate::{
     clock,
     error::{Chain, Classify, ErrorKind},
-    events::{Event, EventKind},
+    events::EventKind,
     failpoint,
     monitor::{Monitor, MonitorError, Notice},
     node::Node,
     process::Process,
+    sandbox::spec::Resources,
     snapshot::layers::Pin as LayerPin,
     undo::{Patience, UndoError},
 };
@@ -49,6 +50,13 @@ pub enum Command {
     },
     /// End it, then remove every trace.
     Remove(Answer),
+    /// Change its limits.
+    Update {
+        /// Those that are named.
+        limits: Resources,
+        /// Who asked.
+        answer: Answer,
+    },
 }
 
 /// Why a verb on a container failed.
@@ -89,6 +97,9 @@ pub enum ContainerError {
     /// The description of its processes could not be read back.
     #[error("cannot read the bundle of the container")]
     Bundle(#[source] super::exec::BundleReadError),
+    /// Its limits were not changed.
+    #[error(transparent)]
+    Update(super::update::UpdateError),
     /// A step of its removal failed.
     #[error("cannot remove the container, still trying")]
     Undo(#[source] UndoError),
@@ -106,6 +117,7 @@ impl Classify for ContainerError {
             Self::MonitorGone => ErrorKind::NotReady,
             Self::DoesNotEnd => ErrorKind::Deadline,
             Self::Bundle(_) => ErrorKind::Internal,
+            Self::Update(error) => error.kind(),
             Self::Undo(error) => error.kind(),
         }
     }
@@ -179,7 +191,13 @@ impl Driver {
             spec: Arc::new(record.spec.clone()),
             fixed: record.fixed.clone(),
             state: arc_swap::ArcSwap::from_pointee(state),
-            resources: arc_swap::ArcSwap::from_pointee(record.spec.resources.clone()),
+            resources: arc_swap::ArcSwap::from_pointee(
+                record
+                    .resources
+                    .clone()
+                    .unwrap_or_else(|| record.spec.resources.clone()),
+            ),
+            usage: crate::stats::container::Memory::default(),
             monitor: arc_swap::ArcSwapOption::new(
                 attached
                     .as_ref()
@@ -239,6 +257,15 @@ impl Driver {
                 self.start_answered |= answer.send(started).is_ok() && fine;
             }
             Command::Stop { grace, answer } => self.stop(grace, answer).await,
+            Command::Update { limits, answer } => {
+                let span = tracing::info_span!("container.update", id = %self.container.id);
+                let updated =
+                    super::update::apply(&self.node, &self.container, &mut self.record, &limits)
+                        .instrument(span)
+                        .await;
+                let updated = updated.map_err(|error| Arc::new(ContainerError::Update(error)));
+                answer.send(updated).ok();
+            }
             Command::Remove(answer) => {
                 self.removing.push(answer);
                 if !self.has_exited() {
@@ -267,8 +294,7 @@ impl Driver {
         failpoint::reach(format_args!("start.gate.opened"));
         self.change(Change::Started { at }).await;
         self.node
-            .events
-            .send(Event::of_container(EventKind::Started, &self.container));
+            .tell_container(EventKind::Started, &self.container);
         Ok(())
     }
 
@@ -423,8 +449,7 @@ impl Driver {
             }
         }
         self.node
-            .events
-            .send(Event::of_container(EventKind::Stopped, &self.container));
+            .tell_container(EventKind::Stopped, &self.container);
     }
 
     async fn change(&mut self, change: Change) {
@@ -461,8 +486,7 @@ impl Driver {
         if done {
             self.node.forget_container(&self.container);
             self.node
-                .events
-                .send(Event::of_container(EventKind::Deleted, &self.container));
+                .tell_container(EventKind::Deleted, &self.container);
         }
         if let Err(error) = &removed {
             tracing::warn!(id = %self.container.id, error = %Chain(error.as_ref()), "removal fails, will retry");

@@ -12,7 +12,7 @@ use std::{
 
 use crisp_oci::plan::ProcessPlan;
 
-use super::{Container, driver::ContainerError, state::State};
+use super::{Container, driver::ContainerError, state::State, update};
 use crate::{
     id::ContainerId,
     monitor::{Captured, ExecCommand},
@@ -133,7 +133,8 @@ impl Container {
                 .map_err(|_| ContainerError::MonitorGone)?
                 .map_err(ContainerError::Bundle)
         });
-        read.await.cloned()
+        let template = read.await.cloned()?;
+        Ok(update::with_score_in_force(self, node, template))
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`driver`]: start, stop, remove, exits.
 //! - [`attach`]: connect a client to its streams.
 //! - [`exec`]: run a command and capture it.
+//! - [`update`]: change its limits.
 //! - [`undo`]: take apart what a record says may exist.
 //! - [`recover`]: after a restart of the daemon.
 
@@ -24,6 +25,7 @@ pub mod sources;
 pub mod spec;
 pub mod state;
 pub mod undo;
+pub mod update;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -51,6 +53,8 @@ pub struct Container {
     pub spec: Arc<ContainerSpec>,
     /// What does not change over its life.
     pub fixed: Fixed,
+    /// What is remembered between two readings of what it uses.
+    pub usage: crate::stats::container::Memory,
     state: ArcSwap<State>,
     resources: ArcSwap<Resources>,
     monitor: ArcSwapOption<Monitor>,
@@ -152,6 +156,15 @@ impl Container {
     /// When a step failed; it stays listed and a later removal goes on.
     pub async fn remove(&self) -> Result<(), Arc<ContainerError>> {
         self.command(Command::Remove).await
+    }
+
+    /// Changes the limits that are named, all of them or none.
+    ///
+    /// # Errors
+    /// When it has exited, or the kernel refuses one.
+    pub async fn update(&self, limits: Resources) -> Result<(), Arc<ContainerError>> {
+        self.command(|answer| Command::Update { limits, answer })
+            .await
     }
 
     /// Has the monitor open the log path anew.

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Fixed, spec::ContainerSpec, state::State};
-use crate::id::{ContainerId, SandboxId};
+use crate::{
+    id::{ContainerId, SandboxId},
+    sandbox::spec::Resources,
+};
 
 /// How far a container is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,4 +34,7 @@ pub struct ContainerRecord {
     pub spec: ContainerSpec,
     /// What was found out when it was made.
     pub fixed: Fixed,
+    /// The limits in force since an update; those of `spec` before.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }

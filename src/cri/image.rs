@@ -1,31 +1,50 @@
 //! ImageService: every method parses, calls the domain and renders, nothing else.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use super::{
+    convert::stats::filesystem,
     proto::{self, image_service_server::ImageService},
     status::status,
+    stream::{self, Items},
 };
 use crate::{
     clock,
     image::{Credentials, Image, Images, PullRequest},
+    node::Node,
+    stats::{self, layer::LayerUsage},
 };
 
 /// The image half of the CRI.
 pub struct ImageEdge {
     images: Images,
+    node: Arc<Node>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl ImageEdge {
-    /// Serves these images.
+    /// Serves the images of `node`.
     #[must_use]
-    pub fn new(images: Images) -> Self {
-        Self { images }
+    pub fn new(node: Arc<Node>) -> Self {
+        Self {
+            images: node.images.clone(),
+            node,
+        }
+    }
+
+    fn items(&self, filter: Option<proto::ImageFilter>) -> Vec<proto::Image> {
+        let wanted = filter.and_then(|filter| filter.image);
+        let wanted = wanted
+            .map(|spec| spec.image)
+            .filter(|image| !image.is_empty());
+        let images = match wanted {
+            Some(wanted) => self.images.status(&wanted).into_iter().collect(),
+            None => self.images.list(),
+        };
+        images.iter().map(|image| render(image)).collect()
     }
 }
 
@@ -85,30 +104,19 @@ impl ImageService for ImageEdge {
         &self,
         request: Request<proto::ListImagesRequest>,
     ) -> Answer<proto::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image);
-        let wanted = wanted
-            .map(|spec| spec.image)
-            .filter(|image| !image.is_empty());
-        let images = match wanted {
-            Some(wanted) => self.images.status(&wanted).into_iter().collect(),
-            None => self.images.list(),
-        };
-        let images = images
-            .iter()
-            .map(|image: &Arc<Image>| render(image))
-            .collect();
+        let images = self.items(request.into_inner().filter);
         Ok(Response::new(proto::ListImagesResponse { images }))
     }
 
-    type StreamImagesStream =
-        Pin<Box<dyn Stream<Item = Result<proto::StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Items<proto::StreamImagesResponse>;
     async fn stream_images(
         &self,
-        _: Request<proto::StreamImagesRequest>,
+        request: Request<proto::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented(
-            "StreamImages is not served by this version of crisp",
-        ))
+        let images = self.items(request.into_inner().filter);
+        Ok(Response::new(stream::batches(images, |images| {
+            proto::StreamImagesResponse { images }
+        })))
     }
 
     async fn image_status(
@@ -165,20 +173,20 @@ impl ImageService for ImageEdge {
         &self,
         _: Request<proto::ImageFsInfoRequest>,
     ) -> Answer<proto::ImageFsInfoResponse> {
-        let usage = self.images.fs_usage();
-        let filesystem = proto::FilesystemUsage {
-            timestamp: clock::now_ns(),
-            fs_id: Some(proto::FilesystemIdentifier {
-                mountpoint: usage.path.to_string_lossy().into_owned(),
-            }),
-            used_bytes: Some(proto::UInt64Value { value: usage.bytes }),
-            inodes_used: Some(proto::UInt64Value {
-                value: usage.inodes,
-            }),
+        let images = self.images.fs_usage();
+        let images = LayerUsage {
+            at: clock::now_ns(),
+            bytes: images.bytes,
+            inodes: images.inodes,
         };
+        let layers = stats::container::layers(&self.node)
+            .await
+            .map_err(|error| status(&error))?;
+        // One file system, named by one path: with two kubelet would take it for two.
+        let path = self.node.paths.root();
         Ok(Response::new(proto::ImageFsInfoResponse {
-            image_filesystems: vec![filesystem.clone()],
-            container_filesystems: vec![filesystem],
+            image_filesystems: vec![filesystem(images, path)],
+            container_filesystems: vec![filesystem(layers, path)],
         }))
     }
 }

@@ -59,6 +59,7 @@ pub fn sandbox(node: &Node, sandbox: &Arc<Sandbox>) -> HashMap<String, String> {
         "cgroupParent": sandbox.cgroup_parent,
         "stateDir": node.paths.sandbox_state(&sandbox.id),
         "runtimeHandler": sandbox.spec.runtime_handler,
+        "resources": serde_json::to_value(&published.resources).unwrap_or_default(),
         "config": serde_json::to_value(&*sandbox.spec).unwrap_or_default(),
     });
     HashMap::from([("info".to_owned(), info.to_string())])

@@ -7,4 +7,6 @@ pub mod info;
 pub mod proto;
 pub mod runtime;
 pub mod status;
+pub mod stream;
+pub mod usage;
 pub mod views;

@@ -1,8 +1,7 @@
 //! RuntimeService: every method parses, calls the domain and renders, nothing else.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -14,7 +13,8 @@ use super::{
     info,
     proto::{self, runtime_service_server::RuntimeService},
     status::status,
-    views,
+    stream::{self, Items},
+    usage, views,
 };
 use crate::{
     container::{self, Container, create::CreateError},
@@ -29,7 +29,6 @@ pub struct Runtime {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
-type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Runtime {
     /// Serves the sandboxes and containers of `node`.
@@ -53,6 +52,34 @@ impl Runtime {
             .containers
             .find(id)
             .map_err(|error| status(&error))
+    }
+}
+
+impl Runtime {
+    fn sandbox_items(
+        &self,
+        filter: Option<&proto::PodSandboxFilter>,
+    ) -> Result<Vec<proto::PodSandbox>, Status> {
+        let filter = SandboxFilter::from_proto(filter).map_err(|e| status(&e))?;
+        let all = self.node.sandboxes.all().into_iter();
+        let views = all.map(|sandbox| views::sandbox(&sandbox));
+        Ok(views
+            .filter(|view| filter.matches(view))
+            .map(|view| render::sandbox_item(&view))
+            .collect())
+    }
+
+    fn container_items(
+        &self,
+        filter: Option<&proto::ContainerFilter>,
+    ) -> Result<Vec<proto::Container>, Status> {
+        let filter = ContainerFilter::from_proto(filter).map_err(|e| status(&e))?;
+        let all = self.node.containers.all().into_iter();
+        let views = all.map(|container| views::container(&container));
+        Ok(views
+            .filter(|view| filter.matches(view))
+            .map(|view| render::container_item(&view))
+            .collect())
     }
 }
 
@@ -145,20 +172,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<proto::ListPodSandboxRequest>,
     ) -> Answer<proto::ListPodSandboxResponse> {
-        let filter =
-            SandboxFilter::from_proto(request.get_ref().filter.as_ref()).map_err(|e| status(&e))?;
-        let views = self
-            .node
-            .sandboxes
-            .all()
-            .into_iter()
-            .map(|sandbox| views::sandbox(&sandbox));
-        let items = views
-            .filter(|view| filter.matches(view))
-            .map(|v| render::sandbox_item(&v));
-        Ok(Response::new(proto::ListPodSandboxResponse {
-            items: items.collect(),
-        }))
+        let items = self.sandbox_items(request.get_ref().filter.as_ref())?;
+        Ok(Response::new(proto::ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -213,20 +228,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<proto::ListContainersRequest>,
     ) -> Answer<proto::ListContainersResponse> {
-        let filter = ContainerFilter::from_proto(request.get_ref().filter.as_ref())
-            .map_err(|e| status(&e))?;
-        let views = self
-            .node
-            .containers
-            .all()
-            .into_iter()
-            .map(|c| views::container(&c));
-        let items = views
-            .filter(|view| filter.matches(view))
-            .map(|v| render::container_item(&v));
-        Ok(Response::new(proto::ListContainersResponse {
-            containers: items.collect(),
-        }))
+        let containers = self.container_items(request.get_ref().filter.as_ref())?;
+        Ok(Response::new(proto::ListContainersResponse { containers }))
     }
 
     async fn container_status(
@@ -248,9 +251,12 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<proto::UpdateContainerResourcesRequest>,
+        request: Request<proto::UpdateContainerResourcesRequest>,
     ) -> Answer<proto::UpdateContainerResourcesResponse> {
-        not_served("UpdateContainerResources")
+        let limits = convert::update(request.get_ref()).map_err(|e| status(&e))?;
+        let container = self.container(&request.get_ref().container_id)?;
+        container.update(limits).await.map_err(|e| status(&*e))?;
+        Ok(Response::new(proto::UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(
@@ -297,30 +303,36 @@ impl RuntimeService for Runtime {
 
     async fn container_stats(
         &self,
-        _: Request<proto::ContainerStatsRequest>,
+        request: Request<proto::ContainerStatsRequest>,
     ) -> Answer<proto::ContainerStatsResponse> {
-        not_served("ContainerStats")
+        let container = self.container(&request.get_ref().container_id)?;
+        let stats = Some(usage::container(&self.node, container).await?);
+        Ok(Response::new(proto::ContainerStatsResponse { stats }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<proto::ListContainerStatsRequest>,
+        request: Request<proto::ListContainerStatsRequest>,
     ) -> Answer<proto::ListContainerStatsResponse> {
-        not_served("ListContainerStats")
+        let stats = usage::containers(&self.node, request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(proto::ListContainerStatsResponse { stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<proto::PodSandboxStatsRequest>,
+        request: Request<proto::PodSandboxStatsRequest>,
     ) -> Answer<proto::PodSandboxStatsResponse> {
-        not_served("PodSandboxStats")
+        let sandbox = self.sandbox(&request.get_ref().pod_sandbox_id)?;
+        let stats = Some(usage::pod(&self.node, sandbox).await?);
+        Ok(Response::new(proto::PodSandboxStatsResponse { stats }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<proto::ListPodSandboxStatsRequest>,
+        request: Request<proto::ListPodSandboxStatsRequest>,
     ) -> Answer<proto::ListPodSandboxStatsResponse> {
-        not_served("ListPodSandboxStats")
+        let stats = usage::pods(&self.node, request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(proto::ListPodSandboxStatsResponse { stats }))
     }
 
     async fn update_runtime_config(
@@ -422,14 +434,20 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<proto::ListMetricDescriptorsRequest>,
     ) -> Answer<proto::ListMetricDescriptorsResponse> {
-        not_served("ListMetricDescriptors")
+        let descriptors = usage::descriptors(&self.node);
+        Ok(Response::new(proto::ListMetricDescriptorsResponse {
+            descriptors,
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<proto::ListPodSandboxMetricsRequest>,
     ) -> Answer<proto::ListPodSandboxMetricsResponse> {
-        not_served("ListPodSandboxMetrics")
+        let pod_metrics = usage::pod_metrics(&self.node).await?;
+        Ok(Response::new(proto::ListPodSandboxMetricsResponse {
+            pod_metrics,
+        }))
     }
 
     async fn runtime_config(
@@ -446,41 +464,56 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<proto::UpdatePodSandboxResourcesRequest>,
+        request: Request<proto::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<proto::UpdatePodSandboxResourcesResponse> {
-        not_served("UpdatePodSandboxResources")
+        let resources = convert::update_pod(request.get_ref()).map_err(|e| status(&e))?;
+        let sandbox = self.sandbox(&request.get_ref().pod_sandbox_id)?;
+        sandbox.update(resources).await.map_err(|e| status(&*e))?;
+        Ok(Response::new(proto::UpdatePodSandboxResourcesResponse {}))
     }
 
     type StreamPodSandboxesStream = Items<proto::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<proto::StreamPodSandboxesRequest>,
+        request: Request<proto::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_served("StreamPodSandboxes")
+        let items = self.sandbox_items(request.get_ref().filter.as_ref())?;
+        Ok(Response::new(stream::batches(items, |pod_sandboxes| {
+            proto::StreamPodSandboxesResponse { pod_sandboxes }
+        })))
     }
 
     type StreamContainersStream = Items<proto::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<proto::StreamContainersRequest>,
+        request: Request<proto::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        not_served("StreamContainers")
+        let items = self.container_items(request.get_ref().filter.as_ref())?;
+        Ok(Response::new(stream::batches(items, |containers| {
+            proto::StreamContainersResponse { containers }
+        })))
     }
 
     type StreamContainerStatsStream = Items<proto::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<proto::StreamContainerStatsRequest>,
+        request: Request<proto::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_served("StreamContainerStats")
+        let stats = usage::containers(&self.node, request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(stream::batches(stats, |container_stats| {
+            proto::StreamContainerStatsResponse { container_stats }
+        })))
     }
 
     type StreamPodSandboxStatsStream = Items<proto::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<proto::StreamPodSandboxStatsRequest>,
+        request: Request<proto::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_served("StreamPodSandboxStats")
+        let stats = usage::pods(&self.node, request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(stream::batches(stats, |pod_sandbox_stats| {
+            proto::StreamPodSandboxStatsResponse { pod_sandbox_stats }
+        })))
     }
 
     type StreamPodSandboxMetricsStream = Items<proto::StreamPodSandboxMetricsResponse>;
@@ -488,7 +521,13 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<proto::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        not_served("StreamPodSandboxMetrics")
+        let metrics = usage::pod_metrics(&self.node).await?;
+        Ok(Response::new(stream::batches(
+            metrics,
+            |pod_sandbox_metrics| proto::StreamPodSandboxMetricsResponse {
+                pod_sandbox_metrics,
+            },
+        )))
     }
 
     type GetContainerEventsStream = Items<proto::ContainerEventResponse>;
@@ -496,6 +535,6 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<proto::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        not_served("GetContainerEvents")
+        Ok(Response::new(stream::events(&self.node.events)?))
     }
 }

@@ -6,13 +6,18 @@ use super::convert::render::{ContainerPhase, ContainerView, SandboxView};
 use crate::{
     bundle::ResolvedUser,
     container::{Container, state::State},
-    sandbox::Sandbox,
+    sandbox::{Published, Sandbox, spec::Resources},
 };
 
 /// A sandbox as of now.
 #[must_use]
 pub fn sandbox(sandbox: &Sandbox) -> SandboxView {
-    let published = sandbox.published();
+    sandbox_as(sandbox, &sandbox.published())
+}
+
+/// A sandbox as it was when this was known of it.
+#[must_use]
+pub fn sandbox_as(sandbox: &Sandbox, published: &Published) -> SandboxView {
     SandboxView {
         id: sandbox.id.clone(),
         spec: Arc::clone(&sandbox.spec),
@@ -25,13 +30,18 @@ pub fn sandbox(sandbox: &Sandbox) -> SandboxView {
 /// A container as of now.
 #[must_use]
 pub fn container(container: &Container) -> ContainerView {
-    let state = container.state();
-    let (phase, exit) = match &*state {
+    container_as(container, &container.state(), &container.resources())
+}
+
+/// A container as it was in this state, under these limits.
+#[must_use]
+pub fn container_as(container: &Container, state: &State, resources: &Resources) -> ContainerView {
+    let (phase, exit) = match state {
         State::Created => (ContainerPhase::Created, None),
         State::Running { .. } => (ContainerPhase::Running, None),
         State::Exited(exit) => (ContainerPhase::Exited, Some(exit)),
     };
-    let started_at_ns = match &*state {
+    let started_at_ns = match state {
         State::Created => 0,
         State::Running { started_at } => *started_at,
         State::Exited(exit) => exit.started_at,
@@ -52,7 +62,7 @@ pub fn container(container: &Container) -> ContainerView {
         image_ref: fixed.image_ref.clone(),
         image_id: fixed.image_id.clone(),
         log_path: fixed.log_path.to_string_lossy().into_owned(),
-        resources: container.resources().as_ref().clone(),
+        resources: resources.clone(),
         user: ResolvedUser {
             uid: fixed.uid,
             gid: fixed.gid,

@@ -21,6 +21,7 @@ pub mod attach;
 pub mod bandwidth;
 pub mod cache;
 pub mod conflist;
+pub mod counters;
 pub mod detach;
 mod error;
 pub mod exec;

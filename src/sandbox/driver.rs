@@ -12,11 +12,12 @@ use super::{
     Gate, Published, Sandbox,
     record::{Phase, SandboxRecord},
     undo,
+    update::{self, PodResources, UpdateError},
 };
 use crate::{
     container::driver::ContainerError,
     error::{Classify, ErrorKind},
-    events::{Event, EventKind},
+    events::EventKind,
     id::ContainerId,
     node::Node,
     process::Process,
@@ -32,6 +33,8 @@ pub enum Command {
     Stop(Answer),
     /// Stop, then remove every trace.
     Remove(Answer),
+    /// Take note of what the pod may use.
+    Update(PodResources, Answer),
 }
 
 /// Why a sandbox could not be stopped or removed.
@@ -46,6 +49,9 @@ pub enum SandboxError {
         #[source]
         source: Arc<ContainerError>,
     },
+    /// Its resources were not changed.
+    #[error(transparent)]
+    Update(UpdateError),
     /// A step of the undoing failed; it is retried in the background.
     #[error("cannot take the sandbox apart, still trying")]
     Undo(#[source] UndoError),
@@ -55,6 +61,7 @@ impl Classify for SandboxError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Container { source, .. } => source.kind(),
+            Self::Update(error) => error.kind(),
             Self::Undo(error) => error.kind(),
         }
     }
@@ -93,6 +100,7 @@ impl Driver {
             created_at: record.created_at,
             cgroup_parent: record.cgroup_parent.clone(),
             published: arc_swap::ArcSwap::from_pointee(published(&record, ready)),
+            usage: crate::stats::pod::Memory::default(),
             commands: sender,
             gate: Arc::new(RwLock::new(if ready { Gate::Open } else { Gate::Closed })),
         });
@@ -149,6 +157,11 @@ impl Driver {
         let (removal, answer) = match command {
             Command::Stop(answer) => (false, answer),
             Command::Remove(answer) => (true, answer),
+            Command::Update(resources, answer) => {
+                let updated = self.update(&resources).await;
+                answer.send(updated.map_err(Arc::new)).ok();
+                return false;
+            }
         };
         let done = self.carry_out(removal).await;
         let gone = removal && done.is_ok();
@@ -199,9 +212,23 @@ impl Driver {
         }
     }
 
+    async fn update(&mut self, asked: &PodResources) -> Result<(), SandboxError> {
+        if self.record.phase != Phase::Ready {
+            return Err(SandboxError::Update(UpdateError::NotReady));
+        }
+        update::apply(&self.node, &mut self.record, asked)
+            .await
+            .map_err(SandboxError::Update)?;
+        self.sandbox
+            .published
+            .store(Arc::new(published(&self.record, true)));
+        Ok(())
+    }
+
     /// Nothing starts in it from now on, and everybody knows.
     async fn mark_not_ready(&mut self, phase: Phase) {
         *self.sandbox.gate.write().await = Gate::Closed;
+        self.sandbox.usage.close_network();
         if self.record.phase != phase {
             self.record.phase = phase;
             self.write().await;
@@ -210,9 +237,7 @@ impl Driver {
             .published
             .store(Arc::new(published(&self.record, false)));
         if phase == Phase::NotReady && !std::mem::replace(&mut self.told, true) {
-            self.node
-                .events
-                .send(Event::of_sandbox(EventKind::Stopped, &self.sandbox.id));
+            self.node.tell_sandbox(EventKind::Stopped, &self.sandbox);
         }
     }
 
@@ -233,6 +258,8 @@ impl Driver {
             // first step: a stop that was begun is finished, by whatever daemon.
             self.mark_not_ready(Phase::Stopping).await;
             self.end_containers().await?;
+            // Before the namespace goes, which a socket in it would keep.
+            self.sandbox.usage.close_network();
             let undone = undo::release(&self.node, &mut self.record).await;
             if self.record.pause.is_none() {
                 self.pause = None;
@@ -264,9 +291,7 @@ impl Driver {
         self.node
             .sandbox_names
             .release(&Sandbox::name_of(&self.record.spec), &self.record.id);
-        self.node
-            .events
-            .send(Event::of_sandbox(EventKind::Deleted, &self.sandbox.id));
+        self.node.tell_sandbox(EventKind::Deleted, &self.sandbox);
         Ok(())
     }
 
@@ -300,5 +325,6 @@ fn published(record: &SandboxRecord, ready: bool) -> Published {
         ips: record.ips.clone(),
         pause: record.pause,
         netns: record.netns.clone(),
+        resources: PodResources::of(record),
     }
 }

@@ -14,6 +14,7 @@
 //!
 //! - [`run`]: make a sandbox; steps `sandbox.reserve`, `.namespaces`, `.network`, `.commit`.
 //! - [`driver`]: stop, remove, death of the pause.
+//! - [`update`]: what the pod as a whole may use.
 //! - [`undo`]: take apart what a record says may exist.
 //! - [`recover`]: after a restart of the daemon.
 
@@ -27,6 +28,7 @@ pub mod run;
 pub mod shm;
 pub mod spec;
 pub mod undo;
+pub mod update;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -47,6 +49,8 @@ pub struct Sandbox {
     pub created_at: i64,
     /// The cgroup below which its containers lie.
     pub cgroup_parent: String,
+    /// What is remembered between two readings of what it uses.
+    pub usage: crate::stats::pod::Memory,
     published: ArcSwap<Published>,
     commands: mpsc::UnboundedSender<Command>,
     /// Held for reading while a container is being made in it, for writing from the moment it is
@@ -74,6 +78,8 @@ pub struct Published {
     pub pause: Option<record::PauseRecord>,
     /// Path of the pinned network namespace; none with host network.
     pub netns: Option<std::path::PathBuf>,
+    /// What the pod as a whole may use.
+    pub resources: update::PodResources,
 }
 
 impl Sandbox {
@@ -112,6 +118,15 @@ impl Sandbox {
     /// When a step failed; the sandbox stays listed and the step is retried in the background.
     pub async fn remove(&self) -> Result<(), Arc<SandboxError>> {
         self.command(Command::Remove).await
+    }
+
+    /// Takes note of what the pod as a whole may use, and limits its group where that is ours.
+    ///
+    /// # Errors
+    /// When it is not ready, or the kernel refuses a limit.
+    pub async fn update(&self, resources: update::PodResources) -> Result<(), Arc<SandboxError>> {
+        self.command(|answer| Command::Update(resources, answer))
+            .await
     }
 
     async fn command(

@@ -183,7 +183,11 @@ fn default_sysctls(spec: &SandboxSpec) -> Vec<(String, String)> {
     if spec.host_network() {
         return Vec::new();
     }
-    [("net.ipv4.ip_unprivileged_port_start", "0")]
+    let defaults = [
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ];
+    defaults
         .into_iter()
         .filter(|(key, _)| !spec.sysctls.contains_key(*key))
         .map(|(key, value)| (proc_path(key), value.to_owned()))

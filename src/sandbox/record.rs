@@ -56,4 +56,7 @@ pub struct SandboxRecord {
     pub network_attached: bool,
     /// Addresses of the pod.
     pub ips: Vec<IpAddr>,
+    /// What the pod may use since an update; what `spec` says before.
+    #[serde(default)]
+    pub resources: Option<super::update::PodResources>,
 }

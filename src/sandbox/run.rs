@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clock,
     error::{Classify, ErrorKind},
+    events::EventKind,
     failpoint,
     handler::HandlerError,
     id::SandboxId,
@@ -140,6 +141,10 @@ async fn make(node: &Arc<Node>, id: SandboxId, spec: Arc<SandboxSpec>) -> Result
     match made {
         Ok(()) => {
             Driver::publish(node, draft.record, draft.pause);
+            if let Ok(sandbox) = node.sandboxes.find(id.as_str()) {
+                node.tell_sandbox(EventKind::Created, &sandbox);
+                node.tell_sandbox(EventKind::Started, &sandbox);
+            }
             Ok(())
         }
         Err(error) => {
@@ -178,6 +183,7 @@ async fn reserve(
         netns: (!spec.host_network()).then(|| netns::pin_path(id)),
         network_attached: false,
         ips: Vec::new(),
+        resources: None,
     };
     let mut draft = Draft {
         record,

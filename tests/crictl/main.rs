@@ -12,3 +12,4 @@ mod bundle;
 mod commands;
 mod images;
 mod pid_modes;
+mod usage;

@@ -19,6 +19,9 @@ mod logs;
 mod oom;
 mod restart;
 mod steps;
+mod updates;
+mod usage;
+mod watching;
 
 use std::time::Duration;
 

@@ -163,6 +163,11 @@ const WALLS: &[Wall] = &[
         "networks know no users",
     ),
     wall(
+        "src/stats/",
+        &["crate::cri", "crate::monitor"],
+        "usage is read from the kernel, by nobody's leave",
+    ),
+    wall(
         "src/monitor/",
         &["crate::cri"],
         "monitors know no protocol but their own",

@@ -13,13 +13,14 @@ pub mod render;
 mod resources;
 mod sandbox;
 mod security;
+pub mod stats;
 
 #[cfg(test)]
 mod tests;
 
 pub use container::{container, fits_sandbox};
 pub use field::{ConvertError, Field};
-pub use resources::resources;
+pub use resources::{resources, update, update_pod};
 pub use sandbox::sandbox;
 
 /// What this host has, as far as requests depend on it.

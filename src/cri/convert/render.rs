@@ -219,13 +219,13 @@ pub fn container_state(phase: ContainerPhase) -> proto::ContainerState {
     }
 }
 
-fn map(map: &std::collections::BTreeMap<String, String>) -> HashMap<String, String> {
+pub(super) fn map(map: &std::collections::BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter()
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
 }
 
-fn sandbox_metadata(metadata: &SandboxMetadata) -> proto::PodSandboxMetadata {
+pub(super) fn sandbox_metadata(metadata: &SandboxMetadata) -> proto::PodSandboxMetadata {
     proto::PodSandboxMetadata {
         name: metadata.name.clone(),
         uid: metadata.uid.clone(),

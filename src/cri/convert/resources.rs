@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::field::{Field, Result, quoted};
 use crate::{
     cri::proto,
-    sandbox::spec::{HugepageLimit, Resources},
+    sandbox::{
+        spec::{HugepageLimit, Resources},
+        update::PodResources,
+    },
 };
 
 /// Bounds of a CFS period in microseconds (kernel: 1 ms to 1 s).
@@ -57,6 +60,38 @@ pub fn resources(field: &Field<'_>, asked: &proto::LinuxContainerResources) -> R
         cpuset_mems: cpuset(&field.child("cpuset_mems"), &asked.cpuset_mems)?,
         hugepage_limits: hugepages(&field.child("hugepage_limits"), &asked.hugepage_limits)?,
         unified: unified(&field.child("unified"), &asked.unified)?,
+    })
+}
+
+/// Limits that an update names. Annotations of the request are for others.
+///
+/// # Errors
+/// Names the first field that cannot be served.
+pub fn update(asked: &proto::UpdateContainerResourcesRequest) -> Result<Resources> {
+    if asked.windows.is_some() {
+        let problem = "this is Linux, its limits are in the field linux";
+        return Err(Field::root("windows").invalid(problem));
+    }
+    let field = Field::root("linux");
+    let named = asked.linux.as_ref();
+    named.map_or_else(
+        || Ok(Resources::default()),
+        |named| resources(&field, named),
+    )
+}
+
+/// Resources of a pod as an update names them.
+///
+/// # Errors
+/// Names the first field that cannot be served.
+pub fn update_pod(asked: &proto::UpdatePodSandboxResourcesRequest) -> Result<PodResources> {
+    let one = |name, asked: Option<&proto::LinuxContainerResources>| {
+        let field = Field::root(name);
+        asked.map(|asked| resources(&field, asked)).transpose()
+    };
+    Ok(PodResources {
+        overhead: one("overhead", asked.overhead.as_ref())?,
+        resources: one("resources", asked.resources.as_ref())?,
     })
 }
 

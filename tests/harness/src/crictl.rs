@@ -57,7 +57,14 @@ impl Crictl {
     /// When it cannot be started.
     #[must_use]
     pub fn output(&self, arguments: &[&str]) -> Output {
-        Command::new(&self.program)
+        self.command(arguments).output().expect("crictl starts")
+    }
+
+    /// crictl, ready to be run.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
             .arg("--config")
             .arg(self.daemon.site().dir().join("crictl.yaml"))
             .args([
@@ -67,9 +74,8 @@ impl Crictl {
                 &self.daemon.endpoint(),
             ])
             .args(["--image-endpoint", &self.daemon.endpoint()])
-            .args(arguments)
-            .output()
-            .expect("crictl starts")
+            .args(arguments);
+        command
     }
 
     /// Its stdout, without the white space around it.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod cgroup;
 pub mod cri;
 pub mod crictl;
 pub mod critest;

@@ -425,6 +425,24 @@ impl Pods {
             .state())
     }
 
+    /// The address of a pod.
+    ///
+    /// # Errors
+    /// The daemon's, or NOT_FOUND when it has none.
+    pub async fn ip(&self, pod: &str) -> Answer<String> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: pod.to_owned(),
+            verbose: false,
+        };
+        let mut runtime = self.cri.runtime.clone();
+        let answer = runtime.pod_sandbox_status(request).await?.into_inner();
+        let network = answer.status.and_then(|status| status.network);
+        network
+            .map(|network| network.ip)
+            .filter(|ip| !ip.is_empty())
+            .ok_or_else(|| Status::not_found("the pod has no address"))
+    }
+
     /// Ids of all pods.
     ///
     /// # Errors

@@ -84,7 +84,8 @@ impl Cgroup {
                 path: dir.path.clone(),
             });
         }
-        self.update(resources)?;
+        // A group that is not made in the end is removed as a whole.
+        let _ = self.update(resources)?;
         device::apply(self, rules, true)?;
         self.prepare_join()
     }

@@ -36,7 +36,8 @@ use hierarchy::TreeKind;
 pub use oom::{OomWatch, Readiness};
 pub use resources::{BlkioThrottle, BlkioWeight, DeviceKind, DeviceRule, Resources};
 pub use setting::ResourceError;
-pub use stats::Stats;
+pub use stats::{Details, DeviceIo, HugepageUse, Pressure, Share, Stats};
+pub use update::Updated;
 
 /// One path in all trees of the host.
 #[derive(Debug)]

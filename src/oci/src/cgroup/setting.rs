@@ -327,6 +327,19 @@ fn weight(shares: u64) -> u64 {
     }
 }
 
+/// The least shares that give this v2 weight.
+pub(super) fn shares_of_weight(wanted: u64) -> u64 {
+    let (mut least, mut most) = (2, 262_144);
+    while least < most {
+        let middle = u64::midpoint(least, most);
+        match weight(middle) < wanted {
+            true => least = middle + 1,
+            false => most = middle,
+        }
+    }
+    least
+}
+
 /// 10..1000 to 1..10000.
 fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
@@ -482,6 +495,15 @@ mod tests {
     }
 
     use super::super::resources::BlkioThrottle;
+
+    #[test]
+    fn shares_come_back_from_the_weight_they_give() {
+        for weight_now in [1, 2, 17, 100, 174, 9999, 10_000] {
+            assert!(weight(shares_of_weight(weight_now)) >= weight_now);
+            assert!(weight(shares_of_weight(weight_now) - 1) <= weight_now);
+        }
+        assert_eq!(shares_of_weight(1), 2);
+    }
 
     #[test]
     fn v2_keeps_the_half_of_cpu_max_that_is_not_named() {

@@ -129,7 +129,7 @@ fn memory_grows_and_shrinks_past_the_earlier_limits() {
             memory_swap: both,
             ..Resources::default()
         };
-        scratch.group.update(&resources).unwrap();
+        let _ = scratch.group.update(&resources).unwrap();
         assert_eq!(
             scratch.group.stats().unwrap().memory_limit,
             u64::try_from(bytes).ok()
@@ -140,7 +140,7 @@ fn memory_grows_and_shrinks_past_the_earlier_limits() {
         memory_limit: Some(1 << 30),
         ..Resources::default()
     };
-    scratch.group.update(&resources).unwrap();
+    let _ = scratch.group.update(&resources).unwrap();
     assert_eq!(scratch.group.stats().unwrap().memory_limit, Some(1 << 30));
     assert_eq!(scratch.read("pids", "pids.max"), "100");
 }
