@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
+    apparmor,
     boot::Boot,
     bundle,
     config::{
@@ -41,6 +42,7 @@ use crate::{
     sandbox,
     snapshot::removal,
     store::{Store, StoreError},
+    userns,
 };
 
 /// Largest message taken or sent. kubelet itself takes 16 MiB.
@@ -86,6 +88,9 @@ pub enum DaemonError {
     /// The host lacks something.
     #[error("cannot judge the host")]
     Host(#[from] crisp_oci::host::HostError),
+    /// The host could not be tried out; a bug of ours.
+    #[error("cannot try out the host")]
+    TryOut,
     /// The server failed.
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),
@@ -161,6 +166,9 @@ async fn build(config: Config) -> Result<(Arc<Node>, Images), DaemonError> {
     let facts = crisp_oci::host::HostFacts::probe()?;
     let mut host = bundle::HostFacts::probe();
     host.devices = bundle::devices::all().unwrap_or_default();
+    // Tried while the store and the images are opened.
+    let (pause, root) = (Arc::clone(&programs.pause), config.root.clone());
+    let trying = tokio::task::spawn_blocking(move || try_out(host, &pause, &root));
     let directory = config.root.join("store");
     let (store, report) = tokio::task::block_in_place(|| Store::open(directory))?;
     if let Some(reason) = &report.reason {
@@ -187,6 +195,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, Images), DaemonError> {
     };
     let network = Network::start(network_config, &config.root.join("network/results"))?;
     let records = tokio::task::block_in_place(|| Records::open(&store))?;
+    let host = trying.await.map_err(|_| DaemonError::TryOut)?;
     let node = Node::new(Parts {
         config,
         programs,
@@ -203,8 +212,27 @@ async fn build(config: Config) -> Result<(Arc<Node>, Images), DaemonError> {
     Ok((Arc::new(node), images))
 }
 
+/// Finds out what of the host shows only when it is tried.
+fn try_out(mut host: bundle::HostFacts, pause: &OwnedFd, root: &Path) -> bundle::HostFacts {
+    if host.apparmor {
+        match apparmor::load_default() {
+            Ok(()) => host.apparmor_default = Some(apparmor::DEFAULT.to_owned()),
+            Err(error) => {
+                let reason = Chain(&error).to_string();
+                tracing::warn!(reason, "there is no default AppArmor profile");
+            }
+        }
+    }
+    if let Err(error) = userns::probe(pause, root) {
+        let reason = Chain(&error).to_string();
+        tracing::warn!(reason, "pods can have no user namespaces of their own");
+        host.no_user_namespaces = Some(reason);
+    }
+    host
+}
+
 /// Opens a program that lies beside our own, so that nothing in a container can write to it.
-fn program(name: &str) -> Result<Arc<std::os::fd::OwnedFd>, DaemonError> {
+fn program(name: &str) -> Result<Arc<OwnedFd>, DaemonError> {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/crisp"));
     let path = own.with_file_name(name);
     match crisp_sys::exe::unwritable(&path) {

@@ -4,6 +4,7 @@
 //! life of a pod through these modules; the step names there are the span names here.
 #![forbid(unsafe_code)]
 
+pub mod apparmor;
 pub mod boot;
 pub mod bundle;
 pub mod cli;
@@ -31,3 +32,4 @@ pub mod snapshot;
 pub mod stats;
 pub mod store;
 pub mod undo;
+pub mod userns;

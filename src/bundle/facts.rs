@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::{HostFacts, devices};
-use crate::container::capability::{Capability, CapabilitySet};
+use crate::{
+    apparmor,
+    container::capability::{Capability, CapabilitySet},
+};
 
 impl HostFacts {
     /// Reads the facts of this host as this process sees them. What cannot be read is taken for
@@ -18,7 +21,8 @@ impl HostFacts {
         let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         Self {
             cgroup_v2,
-            // Profiles of our own are loaded by whoever serves AppArmor; until then none is ours.
+            apparmor: apparmor::enabled(),
+            // Loading it takes a program, which whoever composes the daemon runs.
             apparmor_default: None,
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             oom_score_adj_floor: (!may_lower_oom).then_some(own_oom),
@@ -26,6 +30,8 @@ impl HostFacts {
             devices: devices::all().unwrap_or_default(),
             swap_accounting: swap_accounting(cgroup_v2),
             hugepage_sizes: hugepage_sizes(cgroup_v2),
+            // Finding out takes a program and a directory: whoever composes the daemon has both.
+            no_user_namespaces: None,
             default_env: std::collections::BTreeMap::new(),
         }
     }

@@ -130,7 +130,9 @@ pub struct HostDevice {
 pub struct HostFacts {
     /// Whether the host has the unified cgroup hierarchy with controllers.
     pub cgroup_v2: bool,
-    /// Name of the default AppArmor profile; `None`: the host has no AppArmor.
+    /// Whether AppArmor is enabled.
+    pub apparmor: bool,
+    /// Name of the default AppArmor profile, if it is loaded.
     pub apparmor_default: Option<String>,
     /// Whether SELinux is enabled.
     pub selinux: bool,
@@ -145,6 +147,8 @@ pub struct HostFacts {
     pub swap_accounting: bool,
     /// Hugepage sizes the hugetlb controller knows, as the kernel names them; empty without it.
     pub hugepage_sizes: Vec<String>,
+    /// Why pods can have no user namespaces of their own here; `None` if they can.
+    pub no_user_namespaces: Option<String>,
     /// Environment every container gets before the image's own, for example a proxy.
     pub default_env: BTreeMap<String, String>,
 }

@@ -81,6 +81,12 @@ pub enum BundleError {
         /// The profile.
         wanted: SeccompWanted,
     },
+    /// The default AppArmor profile is asked for, and the host could not load it.
+    #[error(
+        "config.linux.security_context.apparmor: RuntimeDefault is asked for, but the default profile \
+         is not loaded; is apparmor_parser installed?"
+    )]
+    AppArmorDefault,
     /// PID mode TARGET without the target's process; a bug of ours.
     #[error("the target of PID mode TARGET was not resolved")]
     TargetNotResolved,
@@ -119,7 +125,7 @@ impl Classify for BundleError {
             | Self::ImageCommand { .. }
             | Self::WorkingDir { .. }
             | Self::HugepageSize { .. } => ErrorKind::InvalidArgument,
-            Self::Unified { .. } => ErrorKind::Unsupported,
+            Self::Unified { .. } | Self::AppArmorDefault => ErrorKind::Unsupported,
             Self::MountSources { .. }
             | Self::SeccompNotLoaded { .. }
             | Self::TargetNotResolved

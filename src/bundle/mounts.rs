@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Mount, MountBuilder};
+use oci_spec::runtime::{LinuxIdMapping, Mount, MountBuilder};
 
-use super::{BundleError, BundleInput, Result, process::normal};
-use crate::container::spec::{MountSpec, Propagation};
+use super::{BundleError, BundleInput, Result, namespaces::mapping, process::normal};
+use crate::{
+    container::spec::{MountSpec, Propagation},
+    sandbox::spec::{IdMapping, UserNamespace},
+    userns::IdMaps,
+};
 
 /// A mount with what decides its place.
 struct Placed {
@@ -92,31 +96,14 @@ fn standard(input: &BundleInput<'_>) -> Result<Vec<Placed>> {
             Path::new("tmpfs"),
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         )?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            Path::new("devpts"),
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        )?,
+        terminals(input)?,
         mount(
             "/dev/mqueue",
             "mqueue",
             Path::new("mqueue"),
             &["nosuid", "noexec", "nodev"],
         )?,
-        mount(
-            "/sys",
-            "sysfs",
-            Path::new("sysfs"),
-            &["nosuid", "noexec", "nodev", access],
-        )?,
+        kernel_objects(input, access)?,
         mount(
             "/sys/fs/cgroup",
             "cgroup",
@@ -129,6 +116,35 @@ fn standard(input: &BundleInput<'_>) -> Result<Vec<Placed>> {
         list.push(mount("/dev/shm", "tmpfs", Path::new("shm"), &options)?);
     }
     Ok(list)
+}
+
+/// Terminals belong to the group tty, if the pod has one.
+fn terminals(input: &BundleInput<'_>) -> Result<Placed> {
+    const TTY: u32 = 5;
+    let mut options = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
+    let maps = IdMaps::of_pod(&input.sandbox.security.namespaces.user);
+    if maps.is_none_or(|maps| maps.host_gid(TTY).is_some()) {
+        options.push("gid=5");
+    }
+    mount("/dev/pts", "devpts", Path::new("devpts"), &options)
+}
+
+/// A sysfs shows a network namespace. That of the host cannot be mounted by who has no rights over it:
+/// a pod with the host's network and users of its own gets the host's mount, which it cannot write to.
+fn kernel_objects(input: &BundleInput<'_>, access: &str) -> Result<Placed> {
+    let own_users = input.sandbox.security.namespaces.user != UserNamespace::Node;
+    if own_users && input.sandbox.host_network() {
+        let options = ["rbind", "rslave", "nosuid", "noexec", "nodev", "rro"];
+        return mount("/sys", "bind", Path::new("/sys"), &options);
+    }
+    let options = ["nosuid", "noexec", "nodev", access];
+    mount("/sys", "sysfs", Path::new("sysfs"), &options)
 }
 
 /// Files and memory that the containers of a pod share. The files are writable unless the root is
@@ -173,7 +189,20 @@ fn volume(target: &str, asked: &MountSpec, source: &Path) -> Result<Placed> {
         (true, false) => "ro",
         (false, false) => "rw",
     };
-    mount(target, "bind", source, &["rbind", propagation, access])
+    let mut placed = mount(target, "bind", source, &["rbind", propagation, access])?;
+    if !asked.uid_mappings.is_empty() {
+        placed
+            .mount
+            .set_uid_mappings(Some(mappings(&asked.uid_mappings)?));
+        placed
+            .mount
+            .set_gid_mappings(Some(mappings(&asked.gid_mappings)?));
+    }
+    Ok(placed)
+}
+
+fn mappings(list: &[IdMapping]) -> Result<Vec<LinuxIdMapping>> {
+    list.iter().map(|range| mapping(*range)).collect()
 }
 
 fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Result<Placed> {

@@ -30,8 +30,9 @@ pub(super) fn namespaces(input: &BundleInput<'_>) -> Result<Vec<LinuxNamespace>>
         list.push(namespace(LinuxNamespaceType::Network, netns)?);
         list.push(namespace(LinuxNamespaceType::Uts, of_pause("uts"))?);
     }
-    // A privileged container manages the host's cgroups; for all others the tree begins at theirs.
-    if !input.container.security.privileged {
+    // A privileged container manages the host's cgroups; for all others the tree begins at theirs, and
+    // so it does in a user namespace, which has no rights over the host's.
+    if !input.container.security.privileged || sandbox.user != UserNamespace::Node {
         list.push(namespace(LinuxNamespaceType::Cgroup, None)?);
     }
     Ok(list)

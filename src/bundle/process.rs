@@ -25,7 +25,7 @@ pub(super) fn process(input: &BundleInput<'_>) -> Result<Process> {
         .build()?;
     // The builder's default limits descriptors; a container inherits the monitor's limits.
     process.set_rlimits(None);
-    process.set_apparmor_profile(security::apparmor(input));
+    process.set_apparmor_profile(security::apparmor(input)?);
     process.set_selinux_label(security::process_label(input));
     Ok(process)
 }

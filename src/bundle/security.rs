@@ -156,17 +156,23 @@ pub(super) fn hidden_paths(input: &BundleInput<'_>) -> (Vec<String>, Vec<String>
     (asked.masked_paths.clone(), asked.readonly_paths.clone())
 }
 
-/// The AppArmor profile: what was asked, else the default one; none on a host without AppArmor and
-/// for privileged containers that ask for none by name.
-pub(super) fn apparmor(input: &BundleInput<'_>) -> Option<String> {
-    let default = input.host.apparmor_default.as_ref()?;
+/// The AppArmor profile: what was asked, else the default one if it is loaded; none on a host without
+/// AppArmor and for privileged containers that ask for none by name. The default by name must be there.
+pub(super) fn apparmor(input: &BundleInput<'_>) -> Result<Option<String>> {
+    if !input.host.apparmor {
+        return Ok(None);
+    }
+    let default = &input.host.apparmor_default;
     let security = &input.container.security;
-    match &security.apparmor {
+    Ok(match &security.apparmor {
         Some(SecurityProfile::Localhost(name)) => Some(name.clone()),
         Some(SecurityProfile::Unconfined) => Some("unconfined".to_owned()),
         _ if security.privileged => None,
-        None | Some(SecurityProfile::RuntimeDefault) => Some(default.clone()),
-    }
+        Some(SecurityProfile::RuntimeDefault) if default.is_none() => {
+            return Err(BundleError::AppArmorDefault);
+        }
+        None | Some(SecurityProfile::RuntimeDefault) => default.clone(),
+    })
 }
 
 pub(super) fn process_label(input: &BundleInput<'_>) -> Option<String> {

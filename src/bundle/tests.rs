@@ -2,6 +2,8 @@
 //!
 //! `CRISP_BLESS=1` rewrites the golden files; the difference is then the reviewer's to read.
 
+mod users;
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Mount, Spec};
@@ -772,46 +774,6 @@ fn annotations_of_clients_reach_no_knob() {
         .collect();
     assert_eq!(hostile.len(), 1, "{hostile:?}");
     assert_eq!(annotations["io.kubernetes.cri.sandbox-id"], "5".repeat(64));
-}
-
-#[test]
-fn apparmor_and_selinux_only_where_the_host_has_them() {
-    let mut parts = Parts::plain();
-    parts.container.security.selinux = Some(SelinuxOptions {
-        level: Some("s0:c1,c2".into()),
-        ..SelinuxOptions::default()
-    });
-    let confined = |parts: &Parts| {
-        let spec = parts.generate();
-        let process = spec.process().clone().unwrap();
-        (
-            process.apparmor_profile().clone(),
-            process.selinux_label().clone(),
-        )
-    };
-    assert_eq!(confined(&parts), (None, None));
-    parts.host.apparmor_default = Some("crisp-default".into());
-    parts.host.selinux = true;
-    let label = |kind: &str| Some(format!("system_u:system_r:{kind}:s0:c1,c2"));
-    assert_eq!(
-        confined(&parts),
-        (Some("crisp-default".into()), label("container_t"))
-    );
-    let mount_label = parts
-        .generate()
-        .linux()
-        .as_ref()
-        .unwrap()
-        .mount_label()
-        .clone();
-    assert_eq!(
-        mount_label.as_deref(),
-        Some("system_u:object_r:container_file_t:s0:c1,c2")
-    );
-    parts.container.security.privileged = true;
-    assert_eq!(confined(&parts), (None, label("spc_t")));
-    parts.container.security.apparmor = Some(SecurityProfile::Localhost("mine".into()));
-    assert_eq!(confined(&parts).0.as_deref(), Some("mine"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crisp_oci::capability::{NAMES, number};
+use crisp_oci::capability::{self, NAMES};
 use serde::{Deserialize, Serialize};
 
 /// A capability by its kernel number.
@@ -16,7 +16,7 @@ impl Capability {
     pub fn parse(name: &str) -> Option<Self> {
         let upper = name.to_ascii_uppercase();
         let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        u8::try_from(number(bare)?).ok().map(Self)
+        capability::number(bare).map(Self)
     }
 
     /// The kernel's number.

@@ -19,10 +19,12 @@ use super::{
     Container, Fixed,
     driver::{Attached, Driver, Start},
     record::{ContainerRecord, Phase},
+    relabel::{self, RelabelError},
     sources::{self, SourceError},
     spec::{ContainerSpec, Signal},
     state::State,
     undo,
+    users::PodUsers,
 };
 use crate::{
     bundle::{
@@ -47,6 +49,7 @@ use crate::{
         overlay::{self, OverlayError},
     },
     store::record_file::RecordFileError,
+    userns::UsersError,
 };
 
 /// Why a container was not made.
@@ -93,6 +96,9 @@ pub enum CreateError {
     /// The record could not be written.
     #[error("cannot record the container")]
     Record(#[source] RecordFileError),
+    /// The pod's user namespace, or one that a volume asks for, cannot be had.
+    #[error("cannot translate owners")]
+    Users(#[source] UsersError),
     /// The root file system could not be put together.
     #[error("cannot make the root file system")]
     Rootfs(#[source] OverlayError),
@@ -102,6 +108,9 @@ pub enum CreateError {
     /// A mount has no source.
     #[error(transparent)]
     Source(SourceError),
+    /// A volume cannot get the container's SELinux label.
+    #[error(transparent)]
+    Relabel(RelabelError),
     /// A device is not there.
     #[error(transparent)]
     Device(DeviceError),
@@ -135,7 +144,9 @@ impl Classify for CreateError {
             Self::Record(_) => ErrorKind::Internal,
             Self::Rootfs(_) => ErrorKind::Internal,
             Self::User(error) => error.kind(),
+            Self::Users(error) => error.kind(),
             Self::Source(error) => error.kind(),
+            Self::Relabel(error) => error.kind(),
             Self::Device(error) => error.kind(),
             Self::Seccomp(error) => error.kind(),
             Self::Bundle(error) => error.kind(),
@@ -408,16 +419,18 @@ struct Prepared {
 /// The steps that are plain work of this machine, one after the other on a thread that may block.
 fn prepare(input: &Input) -> Result<Prepared, CreateError> {
     let id = &input.record.id;
-    let rootfs = tracing::info_span!("container.rootfs", %id).in_scope(|| rootfs(input))?;
+    let users = PodUsers::of(&input.sandbox)?;
+    let rootfs = tracing::info_span!("container.rootfs", %id).in_scope(|| rootfs(input, &users))?;
     let bundled =
         tracing::info_span!("container.bundle", %id).in_scope(|| bundle(input, &rootfs))?;
-    tracing::info_span!("container.plan", %id).in_scope(|| plan(input, rootfs, bundled))
+    tracing::info_span!("container.plan", %id).in_scope(|| plan(input, &users, rootfs, bundled))
 }
 
-fn rootfs(input: &Input) -> Result<OwnedFd, CreateError> {
+fn rootfs(input: &Input, users: &PodUsers) -> Result<OwnedFd, CreateError> {
     let root = input.node.paths.container_root(&input.record.id);
     let (upper, work) = (root.join("upper"), root.join("work"));
     let attributes = input.node.images.root_attributes(&input.image);
+    let attributes = users.owned(attributes);
     overlay::make_upper(&upper, &work, attributes).map_err(CreateError::Rootfs)?;
     failpoint::reach(format_args!("container.rootfs.upper"));
     let upper = overlay::Upper {
@@ -425,7 +438,8 @@ fn rootfs(input: &Input) -> Result<OwnedFd, CreateError> {
         work: &work,
         volatile: true,
     };
-    overlay::mount_detached(&input.lowers, Some(upper)).map_err(CreateError::Rootfs)
+    overlay::mount_translated(&input.lowers, Some(upper), users.namespace())
+        .map_err(CreateError::Rootfs)
 }
 
 struct Bundled {
@@ -472,6 +486,11 @@ fn bundle(input: &Input, rootfs: &OwnedFd) -> Result<Bundled, CreateError> {
         hostname: &hostname,
     };
     let spec = bundle::generate(&bundle_input).map_err(CreateError::Bundle)?;
+    let label = spec
+        .linux()
+        .as_ref()
+        .and_then(|l| l.mount_label().as_deref());
+    relabel::volumes(&record.spec.mounts, &mount_sources, label).map_err(CreateError::Relabel)?;
     let environment = bundle::environment(&bundle_input);
     let json = bundle::to_json(&spec).map_err(CreateError::Bundle)?;
     let path = node.paths.container_state(&record.id).join("config.json");
@@ -521,7 +540,12 @@ fn paths_of(input: &Input) -> BundlePaths {
 }
 
 /// Turns the runtime spec into steps for the monitor.
-fn plan(input: &Input, rootfs: OwnedFd, bundled: Bundled) -> Result<Prepared, CreateError> {
+fn plan(
+    input: &Input,
+    users: &PodUsers,
+    rootfs: OwnedFd,
+    bundled: Bundled,
+) -> Result<Prepared, CreateError> {
     let Bundled {
         spec,
         user,
@@ -531,6 +555,7 @@ fn plan(input: &Input, rootfs: OwnedFd, bundled: Bundled) -> Result<Prepared, Cr
     let bundle = input.node.paths.container_state(&input.record.id);
     let mut descriptors = vec![rootfs];
     let joins = joins(input, &mut descriptors)?;
+    let idmaps = users.idmaps(&input.node, &input.record.spec.mounts, &mut descriptors)?;
     let from = SpecInput {
         spec: &spec,
         id: input.record.id.as_str(),
@@ -538,6 +563,7 @@ fn plan(input: &Input, rootfs: OwnedFd, bundled: Bundled) -> Result<Prepared, Cr
         host: &input.node.facts,
         rootfs: Some(FdIndex(0)),
         joins: &joins,
+        idmaps: &idmaps,
         seccomp: filter.map(|filter| filter.plan()),
     };
     let mut plan = crisp_oci::spec::plan(&from).map_err(CreateError::Plan)?;
@@ -574,6 +600,7 @@ fn joins(
         }
     };
     Ok(vec![
+        (NamespaceKind::User, pause),
         (NamespaceKind::Net, pause),
         (NamespaceKind::Ipc, pause),
         (NamespaceKind::Uts, pause),

@@ -159,11 +159,13 @@ fn read_back(
         path: path.clone(),
         source,
     })?;
-    let spec: oci_spec::runtime::Spec =
+    let mut spec: oci_spec::runtime::Spec =
         serde_json::from_slice(&bytes).map_err(|source| BundleReadError::Parse {
             path: path.clone(),
             source,
         })?;
+    // Only the process is of interest, and volumes may name what was there when they were mounted.
+    spec.set_mounts(None);
     let input = crisp_oci::spec::SpecInput {
         spec: &spec,
         id: id.as_str(),
@@ -171,6 +173,7 @@ fn read_back(
         host: &node.facts,
         rootfs: None,
         joins: &[],
+        idmaps: &[],
         seccomp: None,
     };
     match crisp_oci::spec::plan(&input) {

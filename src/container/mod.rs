@@ -21,11 +21,13 @@ pub mod exec;
 pub mod output;
 pub mod record;
 pub mod recover;
+pub mod relabel;
 pub mod sources;
 pub mod spec;
 pub mod state;
 pub mod undo;
 pub mod update;
+mod users;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

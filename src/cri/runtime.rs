@@ -39,7 +39,7 @@ impl Runtime {
 
     fn host(&self) -> HostSupport {
         HostSupport {
-            apparmor: self.node.host.apparmor_default.is_some(),
+            apparmor: self.node.host.apparmor,
         }
     }
 
@@ -381,7 +381,7 @@ impl RuntimeService for Runtime {
         let store = self.node.trouble().map(|reason| ("StoreStuck", reason));
         let features = proto::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: self.node.host.no_user_namespaces.is_none(),
         };
         let handlers = self.node.handlers.names().into_iter();
         Ok(Response::new(proto::StatusResponse {
@@ -404,6 +404,7 @@ impl RuntimeService for Runtime {
                 .collect(),
             features: Some(proto::RuntimeFeatures {
                 supplemental_groups_policy: true,
+                user_namespaces_host_network: features.user_namespaces,
                 ..proto::RuntimeFeatures::default()
             }),
         }))

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crisp_oci::cgroup::{Cgroup, CgroupError, DeviceRule, Hierarchy, Resources};
-use crisp_pause::{FrameError, MAX_FRAME, PROGRAM_NAME, Reply, Request};
+use crisp_pause::{FrameError, MAPPED, MAX_FRAME, PROGRAM_NAME, Reply, Request};
 use crisp_sys::{event, pidfd, socket};
 
 use super::{
@@ -24,6 +24,7 @@ use crate::{
     error::{Classify, ErrorKind},
     failpoint,
     id::SandboxId,
+    userns::{IdMaps, UsersError},
 };
 
 /// How long a pause may take to answer.
@@ -63,6 +64,9 @@ pub enum PauseError {
     /// It did not answer in time.
     #[error("pause did not answer within {0:?}")]
     Late(Duration),
+    /// Its user namespace could not get its maps.
+    #[error("cannot map the ids of the pod")]
+    Users(#[source] UsersError),
     /// It could not do what was asked.
     #[error("{stage}: {message}")]
     Refused {
@@ -79,6 +83,7 @@ impl Classify for PauseError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Late(_) => ErrorKind::Deadline,
+            Self::Users(error) => error.kind(),
             Self::Refused { stage, errno, .. } => match *errno {
                 libc::ENOSPC | libc::ENOMEM | libc::EAGAIN => ErrorKind::Exhausted,
                 libc::EINVAL | libc::ENOENT if stage.contains("sysctl") => {
@@ -101,6 +106,8 @@ pub struct PauseRequest {
     id: SandboxId,
     cgroup: String,
     hierarchy: Hierarchy,
+    /// Maps of its user namespace, if it is to have one.
+    users: Option<IdMaps>,
     request: Request,
 }
 
@@ -147,10 +154,12 @@ impl PauseRequest {
             .sysctls
             .iter()
             .map(|(key, value)| (proc_path(key), value.clone()));
+        let users = IdMaps::of_pod(&namespaces.user);
         Self {
             id: record.id.clone(),
             hierarchy: hierarchy.clone(),
             request: Request {
+                user: users.is_some(),
                 network: !host_network,
                 ipc: namespaces.ipc == IpcMode::Pod,
                 // With the host's network goes the host's name.
@@ -161,6 +170,7 @@ impl PauseRequest {
                 cgroup_files: join_files(hierarchy, &cgroup),
                 oom_score_adj: OOM_SCORE_ADJ,
             },
+            users,
             cgroup,
         }
     }
@@ -333,7 +343,7 @@ impl Pause {
             .spawn()
             .map_err(PauseError::Spawn)?;
         failpoint::reach(format_args!("sandbox.namespaces.spawned"));
-        match converse(&ours, &pause.request) {
+        match converse(&ours, pause, child.id()) {
             Ok(handle) => {
                 if i64::from(handle.pid) != i64::from(child.id()) {
                     // The first one has put PID 1 in its place and ends.
@@ -379,8 +389,36 @@ impl Pause {
     }
 }
 
-fn converse(control: &OwnedFd, request: &Request) -> Result<PauseHandle, PauseError> {
-    socket::send_with_fds(control.as_fd(), &request.encode(), &[]).map_err(PauseError::Talk)?;
+fn converse(
+    control: &OwnedFd,
+    pause: &PauseRequest,
+    child: u32,
+) -> Result<PauseHandle, PauseError> {
+    let request = pause.request.encode();
+    socket::send_with_fds(control.as_fd(), &request, &[]).map_err(PauseError::Talk)?;
+    if let Some(maps) = &pause.users {
+        if let (Reply::Held { .. }, _) = receive(control)? {
+            return Err(PauseError::Silent);
+        }
+        maps.write(child).map_err(PauseError::Users)?;
+        socket::send_with_fds(control.as_fd(), MAPPED, &[]).map_err(PauseError::Talk)?;
+    }
+    let (Reply::Held { pid }, descriptors) = receive(control)? else {
+        return Err(PauseError::Silent);
+    };
+    let mut descriptors = descriptors.into_iter();
+    let pidfd = descriptors.next().ok_or(PauseError::Silent)?;
+    let start_time = pidfd::start_time(pid).map_err(PauseError::Talk)?;
+    Ok(PauseHandle {
+        pid,
+        start_time,
+        pidfd,
+        netns: descriptors.next(),
+    })
+}
+
+/// The next frame, unless it is that of a failure.
+fn receive(control: &OwnedFd) -> Result<(Reply, Vec<OwnedFd>), PauseError> {
     if !event::poll(control.as_fd(), POLLIN, Some(ANSWER_LIMIT)).map_err(PauseError::Talk)? {
         return Err(PauseError::Late(ANSWER_LIMIT));
     }
@@ -400,17 +438,7 @@ fn converse(control: &OwnedFd, request: &Request) -> Result<PauseHandle, PauseEr
             message,
             errno,
         }),
-        Reply::Held { pid } => {
-            let mut descriptors = descriptors.into_iter();
-            let pidfd = descriptors.next().ok_or(PauseError::Silent)?;
-            let start_time = pidfd::start_time(pid).map_err(PauseError::Talk)?;
-            Ok(PauseHandle {
-                pid,
-                start_time,
-                pidfd,
-                netns: descriptors.next(),
-            })
-        }
+        reply => Ok((reply, descriptors)),
     }
 }
 

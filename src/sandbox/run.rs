@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,6 +32,7 @@ use crate::{
     node::Node,
     process::Process,
     store::record_file::RecordFileError,
+    userns::IdMaps,
 };
 
 /// How long the making of namespaces may take.
@@ -43,6 +44,12 @@ pub enum RunError {
     /// The handler asked for is not configured.
     #[error("config.runtime_handler")]
     Handler(#[source] HandlerError),
+    /// The pod is to have a user namespace, and this host can make none for pods.
+    #[error(
+        "config.linux.security_context.namespace_options.userns_options: this host cannot run pods \
+         with user namespaces of their own: {0}"
+    )]
+    UserNamespace(String),
     /// The pod needs a network and there is none yet.
     #[error("network is not ready")]
     NetworkNotReady(#[source] NotReady),
@@ -81,6 +88,7 @@ impl Classify for RunError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Handler(error) => error.kind(),
+            Self::UserNamespace(_) => ErrorKind::Unsupported,
             Self::NetworkNotReady(_) | Self::Draining => ErrorKind::NotReady,
             Self::Exists { .. } => ErrorKind::AlreadyExists,
             Self::Record(_) => ErrorKind::Internal,
@@ -164,6 +172,9 @@ async fn reserve(
     node.handlers
         .find(&spec.runtime_handler)
         .map_err(RunError::Handler)?;
+    if let (Some(_), Some(reason)) = (maps_of(spec), &node.host.no_user_namespaces) {
+        return Err(RunError::UserNamespace(reason.clone()));
+    }
     if !spec.host_network() {
         node.network.ready().map_err(RunError::NetworkNotReady)?;
     }
@@ -207,6 +218,16 @@ async fn reserve(
     }
 }
 
+/// The ids of the pod's user namespace, if it has one.
+fn maps_of(spec: &SandboxSpec) -> Option<IdMaps> {
+    IdMaps::of_pod(&spec.security.namespaces.user)
+}
+
+/// Who is root in the pod.
+fn root_of(spec: &SandboxSpec) -> (u32, u32) {
+    maps_of(spec).map_or((0, 0), |maps| maps.root())
+}
+
 fn make_files(paths: &crate::node::Paths, record: &SandboxRecord) -> Result<(), RunError> {
     let make_dir = |path: &Path| {
         crate::node::private_dir(path).map_err(|source| RunError::Files {
@@ -224,7 +245,10 @@ fn make_files(paths: &crate::node::Paths, record: &SandboxRecord) -> Result<(), 
     }
     for (name, content) in files::render(&record.spec, &record.id) {
         let path = state.join(name);
-        std::fs::write(&path, content).map_err(|source| RunError::Files { path, source })?;
+        let (uid, gid) = root_of(&record.spec);
+        std::fs::write(&path, content)
+            .and_then(|()| chown(&path, Some(uid), Some(gid)))
+            .map_err(|source| RunError::Files { path, source })?;
     }
     Ok(())
 }
@@ -255,10 +279,11 @@ async fn namespaces(node: &Arc<Node>, draft: &mut Draft) -> Result<(), RunError>
     draft.pause = Some(watched.map_err(RunError::Namespaces)?);
     let shm = node.paths.sandbox_state(&draft.record.id).join("shm");
     let own_shm = draft.record.spec.security.namespaces.ipc == IpcMode::Pod;
+    let root = root_of(&draft.record.spec);
     let (id, pinned) = (draft.record.id.clone(), draft.record.netns.is_some());
     tokio::task::spawn_blocking(move || {
         if own_shm {
-            shm::mount_at(&shm).map_err(|source| RunError::Files { path: shm, source })?;
+            shm::mount_at(&shm, root).map_err(|source| RunError::Files { path: shm, source })?;
         }
         failpoint::reach(format_args!("sandbox.namespaces.shm"));
         match netns {

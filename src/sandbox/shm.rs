@@ -11,16 +11,19 @@ use crisp_sys::mount;
 /// 64 MiB, as every runtime has it.
 const SIZE: &str = "67108864";
 
-/// Mounts it at `path`, which is made.
+/// Mounts it at `path`, which is made; it belongs to `owner`, a user and a group.
 ///
 /// # Errors
 /// When the directory or the mount cannot be made.
-pub fn mount_at(path: &Path) -> io::Result<()> {
+pub fn mount_at(path: &Path, owner: (u32, u32)) -> io::Result<()> {
     crate::node::private_dir(path)?;
     let fs = mount::fsopen("tmpfs")?;
     mount::fsconfig_set_string(fs.as_fd(), "source", "shm")?;
     mount::fsconfig_set_string(fs.as_fd(), "size", SIZE)?;
     mount::fsconfig_set_string(fs.as_fd(), "mode", "1777")?;
+    for (option, id) in [("uid", owner.0), ("gid", owner.1)] {
+        mount::fsconfig_set_string(fs.as_fd(), option, &id.to_string())?;
+    }
     mount::fsconfig_create(fs.as_fd())?;
     let attributes = mount::MOUNT_ATTR_NOSUID | mount::MOUNT_ATTR_NODEV | mount::MOUNT_ATTR_NOEXEC;
     let mounted = mount::fsmount(fs.as_fd(), attributes)?;

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
@@ -35,6 +35,18 @@ pub enum OverlayError {
         /// The system's answer.
         #[source]
         source: io::Error,
+    },
+    /// A layer cannot be shown with other owners.
+    #[error(
+        "layer {} cannot be idmapped, its file system or the kernel does not allow it",
+        path.display()
+    )]
+    Idmap {
+        /// Which one.
+        path: PathBuf,
+        /// The call.
+        #[source]
+        source: crisp_sys::Error,
     },
     /// The kernel refused.
     #[error("overlay mount ({log})")]
@@ -115,11 +127,26 @@ pub fn mount_detached(
     lowers: &[PathBuf],
     upper: Option<Upper<'_>>,
 ) -> Result<OwnedFd, OverlayError> {
+    mount_translated(lowers, upper, None)
+}
+
+/// The same with the owners of all layers translated by a user namespace. The overlay itself cannot
+/// be (EINVAL), and an upper directory that is makes it read-only without a word: so the layers alone
+/// are, each as a detached mount of its own, and the upper directory must belong to the root of the
+/// user namespace.
+///
+/// # Errors
+/// [`OverlayError`].
+pub fn mount_translated(
+    lowers: &[PathBuf],
+    upper: Option<Upper<'_>>,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, OverlayError> {
     if lowers.len() > MAX_LOWERS {
         return Err(OverlayError::TooManyLayers(lowers.len()));
     }
     if let ([only], None) = (lowers, upper) {
-        return bind_read_only(only);
+        return bind_read_only(only, users);
     }
     let fs = mount::fsopen("overlay").map_err(plain)?;
     let explain = |source| OverlayError::Mount {
@@ -129,7 +156,10 @@ pub fn mount_detached(
     let mut held = Vec::new(); // descriptors that stand for long paths, open until the mount is made
     let mut by_one = true;
     for lower in lowers {
-        let text = short(lower, &mut held)?;
+        let text = match users {
+            Some(users) => translated(lower, users, &mut held)?,
+            None => short(lower, &mut held)?,
+        };
         match mount::fsconfig_set_string(fs.as_fd(), "lowerdir+", text.as_str()) {
             Ok(()) => {}
             // Before Linux 6.8 there is one option for all of them.
@@ -141,7 +171,7 @@ pub fn mount_detached(
         }
     }
     if !by_one {
-        return legacy(lowers, upper);
+        return legacy(lowers, upper, users);
     }
     finish(&fs, upper, &mut held)
 }
@@ -154,12 +184,19 @@ fn held_first(lowers: &[PathBuf], lower: &PathBuf) -> bool {
 
 /// The old option with all layers joined by colons, which must fit into one string; descriptors
 /// make the names short.
-fn legacy(lowers: &[PathBuf], upper: Option<Upper<'_>>) -> Result<OwnedFd, OverlayError> {
+fn legacy(
+    lowers: &[PathBuf],
+    upper: Option<Upper<'_>>,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, OverlayError> {
     let fs = mount::fsopen("overlay").map_err(plain)?;
     let mut held = Vec::new();
     let names: Vec<String> = lowers
         .iter()
-        .map(|lower| through_descriptor(lower, &mut held))
+        .map(|lower| match users {
+            Some(users) => translated(lower, users, &mut held),
+            None => through_descriptor(lower, &mut held),
+        })
         .collect::<Result<_, _>>()?;
     let joined = names.join(":");
     if joined.len() > MAX_STRING {
@@ -211,16 +248,51 @@ fn plain(source: crisp_sys::Error) -> OverlayError {
     }
 }
 
-fn bind_read_only(dir: &Path) -> Result<OwnedFd, OverlayError> {
-    let at = open(dir)?;
-    let flags = mount::OPEN_TREE_CLONE | mount::AT_EMPTY_PATH;
-    let tree = mount::open_tree(at.as_fd(), "", flags).map_err(plain)?;
+fn bind_read_only(dir: &Path, users: Option<BorrowedFd<'_>>) -> Result<OwnedFd, OverlayError> {
+    let tree = match users {
+        Some(users) => idmapped(dir, users)?,
+        None => clone_of(dir)?,
+    };
     let attr = mount::MountAttr {
         set: mount::MOUNT_ATTR_RDONLY,
         ..Default::default()
     };
     mount::mount_setattr(tree.as_fd(), false, &attr).map_err(plain)?;
     Ok(tree)
+}
+
+/// A directory as a mount that is attached nowhere.
+fn clone_of(dir: &Path) -> Result<OwnedFd, OverlayError> {
+    let at = open(dir)?;
+    let flags = mount::OPEN_TREE_CLONE | mount::AT_EMPTY_PATH;
+    mount::open_tree(at.as_fd(), "", flags).map_err(plain)
+}
+
+fn idmapped(dir: &Path, users: BorrowedFd<'_>) -> Result<OwnedFd, OverlayError> {
+    let tree = clone_of(dir)?;
+    let attr = mount::MountAttr {
+        set: mount::MOUNT_ATTR_IDMAP,
+        userns: Some(users),
+        ..Default::default()
+    };
+    match mount::mount_setattr(tree.as_fd(), false, &attr) {
+        Ok(()) => Ok(tree),
+        Err(source) => Err(OverlayError::Idmap {
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn translated(
+    dir: &Path,
+    users: BorrowedFd<'_>,
+    held: &mut Vec<File>,
+) -> Result<String, OverlayError> {
+    let file = File::from(idmapped(dir, users)?);
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    held.push(file);
+    Ok(name)
 }
 
 fn open(path: &Path) -> Result<File, OverlayError> {

@@ -128,6 +128,7 @@ impl Site {
                 path: self.group.clone(),
                 resources: Resources::default(),
                 device_rules: ordinary::device_rules(),
+                owner: None,
             },
             ..Plan::default()
         }

@@ -4,6 +4,7 @@ mod hostile;
 mod inside;
 mod life;
 mod spec;
+mod users;
 mod volumes;
 
 macro_rules! cases {
@@ -55,11 +56,23 @@ cases! {
         volumes_over_proc_are_refused
         a_null_that_is_no_null_is_refused
         setuid_programs_gain_nothing
-        a_volume_that_changes_under_the_mount_stays_inside;
+        a_volume_that_changes_under_the_mount_stays_inside
+        a_waiting_init_holds_nothing_of_the_hosts
+        a_waiting_init_cannot_be_looked_into_by_its_pod
+        an_update_keeps_the_device_policy
+        the_hosts_root_can_be_a_volume;
     spec:
         an_engines_bundle_runs
         its_cgroups_are_visible_and_read_only
         the_command_line_runs_a_bundle;
+    users:
+        a_user_namespace_owns_the_containers_namespaces
+        a_pid_namespace_is_joined_together_with_users
+        exec_enters_the_user_namespace
+        volumes_are_translated_where_the_filesystem_can
+        failures_in_a_user_namespace_leave_nothing
+        nothing_is_allocated_on_the_way_into_a_user_namespace
+        groups_are_handed_to_the_root_of_a_user_namespace;
     volumes:
         files_and_directories_are_bound
         read_only_binds

@@ -107,6 +107,7 @@ impl Machine {
                 path: format!("{GROUP}/{}", self.name),
                 resources: Resources::default(),
                 device_rules: device_rules(),
+                owner: None,
             },
             ..Plan::default()
         }
@@ -272,6 +273,15 @@ fn group_roots() -> Vec<PathBuf> {
     let trees = ordinary::trees(&Hierarchy::probe().expect("cgroups"));
     let below = trees.into_iter().map(|mount| mount.join(&GROUP[1..]));
     below.collect()
+}
+
+/// A case's group in the unified tree, if the host has one.
+pub fn unified_group(name: &str) -> Option<PathBuf> {
+    let mount = match Hierarchy::probe().expect("cgroups") {
+        Hierarchy::V2 { mount } => mount,
+        Hierarchy::V1 { unified, .. } => unified?,
+    };
+    Some(mount.join(&GROUP[1..]).join(name))
 }
 
 /// Removes groups that an earlier, crashed run left behind and that hold no process.

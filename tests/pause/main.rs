@@ -5,6 +5,8 @@
     reason = "a test that cannot read its answer has failed"
 )]
 
+mod users;
+
 use std::{
     fs,
     os::{

@@ -22,6 +22,8 @@ mod steps;
 mod updates;
 mod usage;
 mod watching;
+mod security;
+mod users;
 
 use std::time::Duration;
 

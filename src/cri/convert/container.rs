@@ -10,9 +10,11 @@ use super::{
     security::container_security,
 };
 use crate::{
-    container::spec::{ContainerMetadata, ContainerSpec, EnvVar, ImageRequest, Signal},
+    container::spec::{
+        ContainerMetadata, ContainerSpec, EnvVar, ImageRequest, Propagation, Signal,
+    },
     cri::proto,
-    sandbox::spec::{Resources, SandboxSpec},
+    sandbox::spec::{PidMode, Resources, SandboxSpec, UserNamespace},
 };
 
 /// Longest argument or environment string the kernel takes with its NUL (MAX_ARG_STRLEN).
@@ -79,13 +81,47 @@ pub fn container(
 /// found.
 ///
 /// # Errors
-/// The container is privileged and its sandbox is not: whoever admitted the pod admitted less.
+/// The container is privileged and its sandbox is not: whoever admitted the pod admitted less. Or it
+/// asks for what the user namespace of its pod cannot have.
 pub fn fits_sandbox(container: &ContainerSpec, sandbox: &SandboxSpec) -> Result<()> {
     if container.security.privileged && !sandbox.security.privileged {
         let config = Field::root("config");
         let field = config.child("linux.security_context.privileged");
         let problem = "must not be set in a sandbox that is not privileged itself";
         return Err(field.invalid(problem));
+    }
+    fits_user_namespace(container, sandbox)
+}
+
+/// A container lives in the user namespace of its pod. What it asks for that only the host's has is
+/// refused; asking for nothing, or for NODE, is what clients do that leave it to the pod.
+fn fits_user_namespace(container: &ContainerSpec, sandbox: &SandboxSpec) -> Result<()> {
+    let config = Field::root("config");
+    let options = config.child("linux.security_context.namespace_options");
+    let (asked, pod) = (
+        &container.security.namespaces,
+        sandbox.security.namespaces.user,
+    );
+    if asked.user != UserNamespace::Node && asked.user != pod {
+        let problem = "must be the same as in the sandbox";
+        return Err(options.child("userns_options").invalid(problem));
+    }
+    if pod == UserNamespace::Node {
+        return Ok(());
+    }
+    if asked.pid == PidMode::Node {
+        let problem = "must not be NODE in a pod with a user namespace of its own";
+        return Err(options.child("pid").invalid(problem));
+    }
+    let shared = container
+        .mounts
+        .iter()
+        .position(|mount| mount.propagation == Propagation::Bidirectional);
+    if let Some(index) = shared {
+        let problem = "PROPAGATION_BIDIRECTIONAL would let a user namespace of the pod's own mount \
+                       on the host";
+        let mounts = config.child("mounts");
+        return Err(mounts.index(index).child("propagation").invalid(problem));
     }
     Ok(())
 }

@@ -1,15 +1,21 @@
 //! Mounts and devices of a container.
 
-use super::field::{Field, Result, quoted};
+use super::{
+    field::{Field, Result, quoted},
+    security::range,
+};
 use crate::{
     container::spec::{DeviceSpec, MountSpec, Propagation},
     cri::proto,
+    sandbox::spec::IdMapping,
 };
 
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 4096;
 /// Most devices of a container.
 const MAX_DEVICES: usize = 4096;
+/// Most ranges of a map: the kernel's limit.
+const MAX_RANGES: usize = 340;
 
 /// Files below /proc that a volume may cover (container-aware views such as lxcfs provides). All
 /// else there steers the kernel or labels processes, and stays the container's own procfs.
@@ -62,6 +68,10 @@ fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<Moun
             return Err(field.invalid("must not be set unless propagation is PROPAGATION_PRIVATE"));
         }
     }
+    if asked.uid_mappings.is_empty() != asked.gid_mappings.is_empty() {
+        let problem = "must be set if and only if gidMappings is";
+        return Err(field.child("uidMappings").invalid(problem));
+    }
     let host_path = host_path(&field.child("host_path"), &asked.host_path)?;
     target(
         &field.child("container_path"),
@@ -75,9 +85,31 @@ fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<Moun
         recursive_read_only: asked.recursive_read_only,
         selinux_relabel: asked.selinux_relabel,
         propagation,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        uid_mappings: mappings(&field.child("uidMappings"), &asked.uid_mappings)?,
+        gid_mappings: mappings(&field.child("gidMappings"), &asked.gid_mappings)?,
     })
+}
+
+/// The ranges by which a volume's owners are translated, apart from each other on both sides.
+fn mappings(field: &Field<'_>, asked: &[proto::IdMapping]) -> Result<Vec<IdMapping>> {
+    field.count(asked, MAX_RANGES)?;
+    let mut ranges: Vec<IdMapping> = Vec::new();
+    for (index, mapping) in asked.iter().enumerate() {
+        let field = field.index(index);
+        let new = range(&field, mapping)?;
+        let meet = |a: u32, b: u32, known: &IdMapping| {
+            u64::from(a) < u64::from(b) + u64::from(known.length)
+                && u64::from(b) < u64::from(a) + u64::from(new.length)
+        };
+        if ranges.iter().any(|known| {
+            meet(new.host_id, known.host_id, known)
+                || meet(new.container_id, known.container_id, known)
+        }) {
+            return Err(field.invalid("must not overlap another range"));
+        }
+        ranges.push(new);
+    }
+    Ok(ranges)
 }
 
 fn unsupported_kinds(field: &Field<'_>, asked: &proto::Mount) -> Result<()> {
@@ -97,11 +129,6 @@ fn unsupported_kinds(field: &Field<'_>, asked: &proto::Mount) -> Result<()> {
     if !asked.mount_options.is_empty() {
         let problem = "mount options are not supported by this version of crisp";
         return Err(field.child("mount_options").unsupported(problem));
-    }
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        let problem = "idmapped mounts need a user namespace, which this version of crisp does \
-                       not make";
-        return Err(field.child("uidMappings").unsupported(problem));
     }
     Ok(())
 }

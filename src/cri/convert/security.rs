@@ -11,8 +11,8 @@ use crate::{
     },
     cri::proto,
     sandbox::spec::{
-        IpcMode, NamespaceOptions, NetworkMode, PidMode, SandboxSecurity, SecurityProfile,
-        SelinuxOptions, SupplementalGroupsPolicy, UserNamespace,
+        IdMapping, IpcMode, NamespaceOptions, NetworkMode, PidMode, SandboxSecurity,
+        SecurityProfile, SelinuxOptions, SupplementalGroupsPolicy, UserNamespace,
     },
 };
 
@@ -194,7 +194,7 @@ fn namespaces(
     };
     let network = pod_or_node("network", asked.network)?;
     let ipc = pod_or_node("ipc", asked.ipc)?;
-    Ok(NamespaceOptions {
+    let options = NamespaceOptions {
         network: if network {
             NetworkMode::Node
         } else {
@@ -206,7 +206,26 @@ fn namespaces(
             &field.child("userns_options"),
             asked.userns_options.as_ref(),
         )?,
-    })
+    };
+    fits_user_namespace(field, &options)?;
+    Ok(options)
+}
+
+/// The host's processes and its IPC are nothing that a user namespace of the pod's own has any right
+/// over: not even their file systems can be mounted there. kubelet refuses it, too.
+fn fits_user_namespace(field: &Field<'_>, options: &NamespaceOptions) -> Result<()> {
+    if options.user == UserNamespace::Node {
+        return Ok(());
+    }
+    let shared = if options.pid == PidMode::Node {
+        "pid"
+    } else if options.ipc == IpcMode::Node {
+        "ipc"
+    } else {
+        return Ok(());
+    };
+    let problem = "must not be NODE in a pod with a user namespace of its own";
+    Err(field.child(shared).invalid(problem))
 }
 
 fn pid_mode(field: &Field<'_>, asked: &proto::NamespaceOption, of: Of) -> Result<PidMode> {
@@ -227,7 +246,8 @@ fn pid_mode(field: &Field<'_>, asked: &proto::NamespaceOption, of: Of) -> Result
     })
 }
 
-/// Checks a user namespace fully, so that a wrong one is called wrong and a right one unsupported.
+/// A user namespace of the host's (NODE) or of the pod's own with one range each for users and groups.
+/// Whether this host can make one is asked later.
 fn user_namespace(
     field: &Field<'_>,
     asked: Option<&proto::UserNamespace>,
@@ -245,13 +265,10 @@ fn user_namespace(
             }
             Ok(UserNamespace::Node)
         }
-        proto::NamespaceMode::Pod => {
-            one_mapping(&field.child("uids"), &asked.uids)?;
-            one_mapping(&field.child("gids"), &asked.gids)?;
-            let problem = "POD asks for a user namespace of the pod's own, which this version of \
-                           crisp does not make; use NODE (hostUsers: true)";
-            Err(mode.unsupported(problem))
-        }
+        proto::NamespaceMode::Pod => Ok(UserNamespace::Pod {
+            uids: one_mapping(&field.child("uids"), &asked.uids)?,
+            gids: one_mapping(&field.child("gids"), &asked.gids)?,
+        }),
         other => {
             let problem = format!("must be POD or NODE, is {}", other.as_str_name());
             Err(mode.invalid(problem))
@@ -260,15 +277,13 @@ fn user_namespace(
 }
 
 /// Exactly one range, which holds id 0 and stays inside 32 bits.
-fn one_mapping(field: &Field<'_>, mappings: &[proto::IdMapping]) -> Result<()> {
+fn one_mapping(field: &Field<'_>, mappings: &[proto::IdMapping]) -> Result<IdMapping> {
     let [mapping] = mappings else {
         let problem = format!("must be exactly one mapping, has {}", mappings.len());
         return Err(field.invalid(problem));
     };
     let field = field.index(0);
-    if mapping.length == 0 {
-        return Err(field.child("length").invalid("must be at least 1"));
-    }
+    let range = range(&field, mapping)?;
     if mapping.container_id != 0 {
         let problem = format!(
             "must be 0, is {}: id 0 has to be mapped",
@@ -276,18 +291,30 @@ fn one_mapping(field: &Field<'_>, mappings: &[proto::IdMapping]) -> Result<()> {
         );
         return Err(field.child("container_id").invalid(problem));
     }
-    if mapping.host_id.checked_add(mapping.length).is_none() || mapping.length == u32::MAX {
-        let problem = format!(
-            "{} ids from {} exceed 2^32 - 1",
-            mapping.length, mapping.host_id
-        );
-        return Err(field.child("length").invalid(problem));
-    }
     if mapping.host_id == 0 {
         let problem = "must not be 0: root of the pod would be root of the host";
         return Err(field.child("host_id").invalid(problem));
     }
-    Ok(())
+    Ok(range)
+}
+
+/// One range, which stays inside 32 bits on both sides.
+pub(super) fn range(field: &Field<'_>, mapping: &proto::IdMapping) -> Result<IdMapping> {
+    let length = field.child("length");
+    if mapping.length == 0 {
+        return Err(length.invalid("must be at least 1"));
+    }
+    for first in [mapping.host_id, mapping.container_id] {
+        if first.checked_add(mapping.length).is_none() {
+            let problem = format!("{} ids from {first} exceed 2^32 - 1", mapping.length);
+            return Err(length.invalid(problem));
+        }
+    }
+    Ok(IdMapping {
+        host_id: mapping.host_id,
+        container_id: mapping.container_id,
+        length: mapping.length,
+    })
 }
 
 fn selinux(

@@ -1,5 +1,7 @@
 //! Every rule of the conversions: the error names the field, and what is right passes unchanged.
 
+mod users;
+
 use std::{collections::HashMap, sync::Arc};
 
 use proptest::prelude::*;
@@ -503,17 +505,6 @@ fn wrong_sandboxes_are_refused_by_field() {
             "{error}"
         );
     }
-}
-
-#[test]
-fn a_right_user_namespace_is_unsupported_and_the_hosts_is_fine() {
-    let error = changed_sandbox(|c| userns(c, 0, &[(100_000, 0, 1000)])).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(
-        error.to_string().contains("userns_options.mode: POD"),
-        "{error}"
-    );
-    changed_sandbox(|c| userns(c, 2, &[])).unwrap();
 }
 
 #[test]
@@ -1024,7 +1015,7 @@ fn wrong_containers_are_refused_by_field() {
 
 #[test]
 fn what_this_build_or_host_lacks_is_unsupported_by_field() {
-    let cases: [(ContainerChange, &str); 6] = [
+    let cases: [(ContainerChange, &str); 5] = [
         (
             |c| {
                 let i = add_mount(c, "/a", "");
@@ -1041,13 +1032,6 @@ fn what_this_build_or_host_lacks_is_unsupported_by_field() {
                 c.mounts[i].mount_options = vec!["noexec".into()];
             },
             "config.mounts[0].mount_options: ",
-        ),
-        (
-            |c| {
-                let i = add_mount(c, "/a", "/x");
-                c.mounts[i].uid_mappings = vec![proto::IdMapping::default()];
-            },
-            "config.mounts[0].uidMappings: ",
         ),
         (
             |c| {

@@ -1,6 +1,6 @@
-//! The names of capabilities: runtime specs, profiles and requests speak of them.
+//! Capabilities by name. The one table: specs, seccomp profiles and requests speak of them.
 
-/// Without `CAP_`, in the order of linux/capability.h up to 6.18: the position is the number.
+/// Names without `CAP_` in the order of linux/capability.h (up to 6.18): the position is the number.
 #[rustfmt::skip]
 pub const NAMES: [&str; 41] = [
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
@@ -11,13 +11,15 @@ pub const NAMES: [&str; 41] = [
     "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 ];
 
-/// The number of a name that is written without `CAP_`.
+/// The number of a name without `CAP_`.
 #[must_use]
-pub fn number(name: &str) -> Option<usize> {
-    NAMES.iter().position(|known| *known == name)
+pub fn number(name: &str) -> Option<u8> {
+    let index = NAMES.iter().position(|known| *known == name)?;
+    u8::try_from(index).ok()
 }
 
-/// The number of `CAP_..`.
-pub(crate) fn number_of_prefixed(name: &str) -> Option<usize> {
+/// The number of a name that must begin with `CAP_`, as profiles write it.
+#[must_use]
+pub fn prefixed(name: &str) -> Option<u8> {
     number(name.strip_prefix("CAP_")?)
 }

@@ -4,7 +4,7 @@
 
 /// The kernel half: makes a container from a plan, and further processes in it.
 pub mod apply;
-/// The names of capabilities by number.
+/// Capabilities by name.
 pub mod capability;
 /// Control groups: v1, v2 and hybrid behind one interface.
 pub mod cgroup;

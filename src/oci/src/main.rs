@@ -129,6 +129,7 @@ fn plan(bundle: &Path, id: &str) -> Result<Plan, Failure> {
         host: &host,
         rootfs: None,
         joins: &[],
+        idmaps: &[],
         seccomp: None,
     };
     Ok(spec::plan(&input)?)

@@ -232,6 +232,8 @@ pub struct BindStep {
     pub propagation: u64,
     /// User namespace that translates owners.
     pub idmap: Option<FdIndex>,
+    /// Whether also those of the mounts below the source.
+    pub idmap_recursive: bool,
 }
 
 /// A device node.
@@ -329,6 +331,9 @@ pub struct CgroupPlan {
     pub resources: Resources,
     /// Device policy; what no rule names is denied.
     pub device_rules: Vec<DeviceRule>,
+    /// User and group of the host's that may make groups below it in the unified tree: the root of
+    /// the container's user namespace.
+    pub owner: Option<(u32, u32)>,
 }
 
 impl Default for CgroupPlan {
@@ -341,6 +346,7 @@ impl Default for CgroupPlan {
             path: String::new(),
             resources: Resources::default(),
             device_rules: Vec::new(),
+            owner: None,
         }
     }
 }

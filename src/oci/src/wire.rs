@@ -238,7 +238,7 @@ groups! {
     }
     BindStep {
         1 source 2 in_root 3 target 4 recursive 5 attr_set 6 attr_clear 7 attr_set_recursive
-        8 attr_clear_recursive 9 propagation 10 idmap
+        8 attr_clear_recursive 9 propagation 10 idmap 11 idmap_recursive
     }
     DeviceStep { 1 path 2 mode 3 major 4 minor 5 uid 6 gid }
     ProcessPlan {
@@ -250,7 +250,7 @@ groups! {
     RlimitFields { 1 resource 2 soft 3 hard }
     SchedAttr { 1 policy 2 flags 3 nice 4 priority 5 runtime 6 deadline 7 period }
     SeccompPlan { 1 program 2 flags }
-    CgroupPlan { 1 hierarchy 2 path 3 resources 4 device_rules }
+    CgroupPlan { 1 hierarchy 2 path 3 resources 4 device_rules 5 owner }
     Resources {
         1 cpu_shares 2 cpu_quota 3 cpu_period 4 cpu_burst 5 cpu_idle 6 cpuset_cpus 7 cpuset_mems
         8 memory_limit 9 memory_swap 10 memory_reservation 11 memory_check_before_update

@@ -59,9 +59,10 @@ fn bind() -> impl Strategy<Value = BindStep> {
         any::<bool>(),
         attrs,
         option::of(index()),
+        any::<bool>(),
     )
         .prop_map(
-            |(source, in_root, target, recursive, attrs, idmap)| BindStep {
+            |(source, in_root, target, recursive, attrs, idmap, idmap_recursive)| BindStep {
                 source,
                 in_root,
                 target,
@@ -72,6 +73,7 @@ fn bind() -> impl Strategy<Value = BindStep> {
                 attr_clear_recursive: attrs.3,
                 propagation: attrs.4,
                 idmap,
+                idmap_recursive,
             },
         )
 }
@@ -246,14 +248,22 @@ fn cgroup() -> impl Strategy<Value = CgroupPlan> {
             minor,
             access,
         });
-    (hierarchy, text(), resources(), vec(rule, 0..4)).prop_map(
-        |(hierarchy, path, resources, device_rules)| CgroupPlan {
-            hierarchy,
-            path,
-            resources,
-            device_rules,
-        },
+    (
+        hierarchy,
+        text(),
+        resources(),
+        vec(rule, 0..4),
+        option::of(any::<(u32, u32)>()),
     )
+        .prop_map(
+            |(hierarchy, path, resources, device_rules, owner)| CgroupPlan {
+                hierarchy,
+                path,
+                resources,
+                device_rules,
+                owner,
+            },
+        )
 }
 
 fn plan() -> impl Strategy<Value = Plan> {

@@ -1,8 +1,10 @@
-//! What the daemon tells a pause and what it answers: two frames over the pause's standard input.
+//! What the daemon tells a pause and what it answers: frames over the pause's standard input.
 //!
 //! ```text
 //! daemon                                   pause
 //!   Request                       ->
+//!                                 <-  Reply::Unmapped, if it is to make a user namespace
+//!   MAPPED, once it has its maps  ->
 //!                                 <-  Reply::Held { pid } + [pidfd of the holder, network namespace]
 //! ```
 //! The pause that answers is not always the one that was started: for a shared PID namespace it
@@ -16,9 +18,14 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// The name that a pause's command line begins with; the sandbox's id follows.
 pub const PROGRAM_NAME: &str = "crisp-pause";
 
+/// What the daemon says once it has written the maps of a pause's user namespace.
+pub const MAPPED: &[u8] = b"mapped";
+
 /// The namespaces of a pod and what belongs into them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
+    /// First make a user namespace, which then owns the others, and wait until it has its maps.
+    pub user: bool,
     /// Make a network namespace and set its loopback up.
     pub network: bool,
     /// Make a namespace of System V IPC and POSIX queues.
@@ -40,6 +47,8 @@ pub struct Request {
 /// What the pause answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
+    /// Its user namespace exists and has no maps yet.
+    Unmapped,
     /// The namespaces exist and this process holds them.
     Held {
         /// As the daemon sees it.
@@ -78,11 +87,13 @@ const SYSCTL_KEY: u16 = 1;
 const SYSCTL_VALUE: u16 = 2;
 const CGROUP_FILE: u16 = 7;
 const OOM_SCORE_ADJ: u16 = 8;
+const USER: u16 = 9;
 // Tags of a reply.
 const HELD_PID: u16 = 1;
 const STAGE: u16 = 2;
 const MESSAGE: u16 = 3;
 const ERRNO: u16 = 4;
+const UNMAPPED: u16 = 5;
 
 impl Request {
     /// Whether the kernel parameter at `key` (below /proc/sys) belongs to a namespace that this
@@ -116,6 +127,9 @@ impl Request {
         writer.put_bool(IPC, self.ipc);
         writer.put_bool(UTS, self.uts);
         writer.put_bool(PID, self.pid);
+        if self.user {
+            writer.put_bool(USER, true);
+        }
         if let Some(hostname) = &self.hostname {
             writer.put_str(HOSTNAME, hostname);
         }
@@ -148,6 +162,7 @@ impl Request {
                 HOSTNAME => request.hostname = Some(record.str()?.to_owned()),
                 SYSCTL => request.sysctls.push(sysctl(record.group()?)?),
                 CGROUP_FILE => request.cgroup_files.push(record.str()?.to_owned()),
+                USER => request.user = record.bool()?,
                 OOM_SCORE_ADJ => request.oom_score_adj = record.signed()?,
                 _ => {}
             }
@@ -178,6 +193,7 @@ impl Reply {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         match self {
+            Self::Unmapped => writer.put_bool(UNMAPPED, true),
             Self::Held { pid } => writer.put_i64(HELD_PID, i64::from(*pid)),
             Self::Failed {
                 stage,
@@ -198,6 +214,7 @@ impl Reply {
     /// [`FrameError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         let (mut pid, mut stage, mut message, mut errno) = (None, None, String::new(), 0);
+        let mut unmapped = false;
         for record in Reader::new(bytes)? {
             let record = record?;
             match record.tag {
@@ -205,6 +222,7 @@ impl Reply {
                 STAGE => stage = Some(record.str()?.to_owned()),
                 MESSAGE => message = record.str()?.to_owned(),
                 ERRNO => errno = record.signed()?,
+                UNMAPPED => unmapped = record.bool()?,
                 _ => {}
             }
         }
@@ -215,6 +233,7 @@ impl Reply {
                 errno,
             }),
             (Some(pid), None) => Ok(Self::Held { pid }),
+            (None, None) if unmapped => Ok(Self::Unmapped),
             (None, None) => Err(FrameError::Absent("process number")),
         }
     }
@@ -227,6 +246,7 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_were() {
         let request = Request {
+            user: true,
             network: true,
             ipc: true,
             uts: false,
@@ -242,7 +262,7 @@ mod tests {
             message: "no".to_owned(),
             errno: 28,
         };
-        for reply in [Reply::Held { pid: 7 }, failed] {
+        for reply in [Reply::Held { pid: 7 }, Reply::Unmapped, failed] {
             assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
         }
         assert!(Reply::decode(&[]).is_err());

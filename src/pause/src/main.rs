@@ -1,5 +1,8 @@
 //! The pause: makes the namespaces of a pod, then holds them and does nothing else.
 //!
+//! A user namespace comes first and owns the others. Its maps are the daemon's to write; then the
+//! pause is root in it, and of the host's only what it had opened before.
+//!
 //! It holds them in an empty root directory, as nobody, without capabilities and not dumpable: a
 //! container that shares its PID namespace can see it but neither trace it nor look through its
 //! `/proc` entry at the host. Every signal but SIGKILL is blocked; as PID 1 it reaps what is left to
@@ -10,7 +13,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
-use crisp_pause::{MAX_FRAME, Reply, Request};
+use crisp_pause::{MAPPED, MAX_FRAME, Reply, Request};
 use crisp_sys::clone::{CloneArgs, InChild, SingleThreaded, clone3};
 use crisp_sys::event::SignalFd;
 use crisp_sys::{Error, cred, fd, link, mount, ns, pidfd, process, socket};
@@ -19,6 +22,8 @@ const NOBODY: u32 = 65534;
 const SIGCHLD: i32 = 17;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_NEWPID: u64 = 0x2000_0000;
+const CLONE_NEWNS: i32 = 0x2_0000;
+const CLONE_NEWUSER: i32 = 0x1000_0000;
 const CLONE_NEWUTS: i32 = 0x400_0000;
 const CLONE_NEWIPC: i32 = 0x800_0000;
 const CLONE_NEWNET: i32 = 0x4000_0000;
@@ -55,9 +60,15 @@ fn serve(control: BorrowedFd<'_>) -> Step<()> {
     let request = receive(control)?;
     join_cgroup(&request.cgroup_files)?;
     settle_oom_score(request.oom_score_adj);
+    // The last thing that only the host's root may do.
+    let root = empty_root()?;
+    if request.user {
+        make_user_namespace(control)?;
+    }
     let network = make_namespaces(&request)?;
     let signals = SignalFd::new(&every_signal()).map_err(at("signals"))?;
-    shed_privileges()?;
+    process::set_name(c"pause").map_err(at("name"))?;
+    enter(root).map_err(at("empty root"))?;
     if request.pid {
         return hold_in_child(&token, control, &signals, network.as_ref());
     }
@@ -146,6 +157,36 @@ fn settle_oom_score(score: i32) {
     std::fs::write("/proc/self/oom_score_adj", score.to_string()).ok();
 }
 
+/// Makes a user namespace, waits for its maps, and becomes root in it.
+fn make_user_namespace(control: BorrowedFd<'_>) -> Step<()> {
+    let at = |stage| move |error| Failure { stage, error };
+    let made = match ns::unshare(CLONE_NEWUSER) {
+        // None can be made from within a chroot; joining the mount namespace we are in leaves it.
+        Err(error) if error.errno == crisp_sys::Errno::EPERM => {
+            let own = i32::try_from(std::process::id()).expect("pids fit an int");
+            pidfd::open(own)
+                .and_then(|own| ns::setns(own.as_fd(), CLONE_NEWNS))
+                .and_then(|()| ns::unshare(CLONE_NEWUSER))
+        }
+        made => made,
+    };
+    made.map_err(at("make the user namespace"))?;
+    let mut answer = [0; 16];
+    let mapped = socket::send_with_fds(control, &Reply::Unmapped.encode(), &[])
+        .and_then(|_| fd::read(control, &mut answer))
+        .map_err(at("wait for the maps"))?;
+    if &answer[..mapped] != MAPPED {
+        let error = Error::new("read", "no maps", crisp_sys::Errno::EPIPE);
+        return Err(at("wait for the maps")(error));
+    }
+    let become_root = || {
+        cred::setgroups(&[])?;
+        cred::setresgid(0)?;
+        cred::setresuid(0)
+    };
+    become_root().map_err(at("become root of the user namespace"))
+}
+
 /// Makes the namespaces and what belongs into them, and gives the network namespace back.
 fn make_namespaces(request: &Request) -> Step<Option<OwnedFd>> {
     let at = |stage| move |error| Failure { stage, error };
@@ -206,27 +247,46 @@ fn every_signal() -> Vec<i32> {
         .collect()
 }
 
-/// An empty root, nobody, nothing allowed. Descriptors stay.
-fn shed_privileges() -> Step<()> {
-    let at = |stage| move |error| Failure { stage, error };
-    process::set_name(c"pause").map_err(at("name"))?;
-    let fs = mount::fsopen("tmpfs").map_err(at("empty root"))?;
-    mount::fsconfig_create(fs.as_fd()).map_err(at("empty root"))?;
-    let root = mount::fsmount(fs.as_fd(), mount::MOUNT_ATTR_RDONLY).map_err(at("empty root"))?;
-    process::fchdir(root.as_fd()).map_err(at("empty root"))?;
-    process::chroot(".").map_err(at("empty root"))?;
-    process::chdir("/").map_err(at("empty root"))?;
-    Ok(())
+/// An empty directory that nothing can be put into, attached nowhere.
+fn empty_root() -> Step<OwnedFd> {
+    let make = || {
+        let fs = mount::fsopen("tmpfs")?;
+        mount::fsconfig_create(fs.as_fd())?;
+        mount::fsmount(fs.as_fd(), mount::MOUNT_ATTR_RDONLY)
+    };
+    make().map_err(|error| Failure {
+        stage: "empty root",
+        error,
+    })
+}
+
+/// Moves into a root. Descriptors stay.
+fn enter(root: OwnedFd) -> crisp_sys::Result<()> {
+    process::fchdir(root.as_fd())?;
+    process::chroot(".")?;
+    process::chdir("/")
 }
 
 fn drop_identity() -> crisp_sys::Result<()> {
     cred::set_no_new_privs()?;
     cred::limit_bounding(0)?;
     cred::setgroups(&[])?;
-    cred::setresgid(NOBODY)?;
-    cred::setresuid(NOBODY)?;
+    become_nobody()?;
     cred::capset(&cred::Capabilities::default())?;
     cred::set_dumpable(false)
+}
+
+/// Nobody, or where a user namespace is too small to have one, who we are: root of that namespace,
+/// soon without capabilities.
+fn become_nobody() -> crisp_sys::Result<()> {
+    let become_nobody = || {
+        cred::setresgid(NOBODY)?;
+        cred::setresuid(NOBODY)
+    };
+    match become_nobody() {
+        Err(error) if error.errno == crisp_sys::Errno::EINVAL => Ok(()),
+        done => done,
+    }
 }
 
 fn answer(control: BorrowedFd<'_>, pid: i32, network: Option<&OwnedFd>) -> Step<()> {

@@ -101,6 +101,12 @@ struct KernelArgs {
 pub struct InChild(());
 
 impl InChild {
+    /// The same proof for making a child of one's own.
+    #[must_use]
+    pub const fn single_threaded(&self) -> SingleThreaded {
+        SingleThreaded(PhantomData)
+    }
+
     /// Closes every descriptor above 2 but those of `keep`, so that nothing of the parent's stays
     /// open while the child waits to be started. What else owned one of them must not be used
     /// any more: it would find `EBADF`.

@@ -223,3 +223,94 @@ pub fn a_volume_that_changes_under_the_mount_stays_inside() {
     assert!(made > 0, "no container was ever made");
     assert!(machine.groups_left().is_empty());
 }
+
+pub fn a_waiting_init_holds_nothing_of_the_hosts() {
+    let machine = machine();
+    let _leak = fs::File::open("/etc").expect("open");
+    let (created, _output) = machine.create(&machine.plan("true")).expect("create");
+    let mut links: Vec<(u32, String)> = fs::read_dir(format!("/proc/{}/fd", created.pid))
+        .expect("readdir")
+        .flatten()
+        .map(|entry| {
+            let number = entry.file_name().to_string_lossy().parse().expect("number");
+            let link = fs::read_link(entry.path()).expect("readlink");
+            (number, link.display().to_string())
+        })
+        .collect();
+    links.sort();
+    let kinds: Vec<&str> = links
+        .iter()
+        .map(|(_, link)| link.split(':').next().expect("one word"))
+        .collect();
+    // The three streams, and the channel on which it waits.
+    assert_eq!(kinds, ["/dev/null", "pipe", "pipe", "socket"], "{links:?}");
+    for place in ["cwd", "root"] {
+        let at = fs::metadata(format!("/proc/{}/{place}/", created.pid)).expect("stat");
+        let host = fs::metadata("/").expect("stat");
+        let id = |at: &fs::Metadata| {
+            use std::os::unix::fs::MetadataExt;
+            (at.dev(), at.ino())
+        };
+        assert_ne!(id(&at), id(&host), "{place} is the host's");
+    }
+    drop(created.gate);
+    crisp_sys::pidfd::wait(created.pidfd.as_fd()).expect("wait");
+    crate::fixture::remove(&created.cgroup);
+}
+
+pub fn a_waiting_init_cannot_be_looked_into_by_its_pod() {
+    use crisp_oci::plan::{FdIndex, NamespaceHow, NamespaceKind};
+    let pod = machine();
+    let running = pod.start(&pod.plan("sleep 1000"));
+    let other = machine();
+    let mut plan = other.plan("true");
+    for entry in &mut plan.namespaces {
+        if entry.kind == NamespaceKind::Pid {
+            entry.how = NamespaceHow::JoinPidfd(FdIndex(1));
+        }
+    }
+    let (_output, io) = crate::fixture::pipes();
+    let fds = [
+        other.overlay(),
+        crisp_sys::fd::dup(running.pidfd.as_fd()).expect("dup"),
+    ];
+    let waiting = other.create_with(&plan, &fds, io).expect("create");
+    // It still is a copy of whoever made it; root beside it in the PID namespace must not reach that.
+    let script = "ls /proc/2/root/ 2>&1; busybox readlink /proc/2/exe || echo closed; \
+                  echo x 2>&1 > /proc/2/exe; cat /proc/2/environ 2>&1; ls /proc/2/fd 2>&1";
+    let text = pod.exec(&running, &process(&["sh", "-c", script])).text;
+    assert!(text.contains("closed"), "{text}");
+    let refused = text.matches("Permission denied").count();
+    assert_eq!(refused, 4, "{text}");
+    drop(waiting.gate);
+    crisp_sys::pidfd::wait(waiting.pidfd.as_fd()).expect("wait");
+    crate::fixture::remove(&waiting.cgroup);
+}
+
+pub fn an_update_keeps_the_device_policy() {
+    let machine = machine();
+    let running = machine.start(&machine.plan("mknod /tmp/tun c 10 200; sleep 1000"));
+    let limits = crisp_oci::cgroup::Resources {
+        memory_limit: Some(64 << 20),
+        ..crisp_oci::cgroup::Resources::default()
+    };
+    let _standing = running.cgroup.update(&limits).expect("update");
+    crate::fixture::eventually("the node is there", || {
+        machine.dir.path().join("upper/tmp/tun").exists()
+    });
+    let script = "cat < /tmp/tun; busybox head -c 1 /dev/zero | busybox wc -c";
+    let text = machine.exec(&running, &process(&["sh", "-c", script])).text;
+    assert!(text.contains("Operation not permitted"), "{text}");
+    assert!(text.ends_with("1\n"), "{text}");
+}
+
+pub fn the_hosts_root_can_be_a_volume() {
+    let machine = machine();
+    let mut plan = machine
+        .plan("ls -d /host/etc /host/proc/1; ls /host/proc/self/fd > /dev/null && echo alive");
+    let mut step = bind(Path::new("/"), "/host");
+    step.attr_set = crisp_sys::mount::MOUNT_ATTR_RDONLY;
+    plan.steps.push(Step::Bind(step));
+    let text = machine.run(&plan).text;
+    assert!(text.starts_with("/host/etc\n/host/proc/1\n"), "{text}");
+}

@@ -163,7 +163,7 @@ pub fn a_terminal_is_the_containers_own() {
 }
 
 /// Reads until the other side is closed, which a terminal reports as EIO.
-fn read_terminal(master: &std::os::fd::OwnedFd) -> String {
+pub fn read_terminal(master: &std::os::fd::OwnedFd) -> String {
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = crisp_sys::fd::read(master.as_fd(), &mut buffer) {

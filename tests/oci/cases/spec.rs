@@ -100,6 +100,7 @@ fn plan(machine: &Machine, config: serde_json::Value) -> Plan {
         host: &host,
         rootfs: Some(FdIndex(0)),
         joins: &[],
+        idmaps: &[],
         seccomp: None,
     })
     .expect("planned");

@@ -1,12 +1,13 @@
 //! The one socket between a parent and the child it is making.
 //!
-//! Child to parent: `C` with the terminal's master, `R` when all but exec is done, `E` with a
-//! failure; the end of the stream means exec succeeded (the socket is close-on-exec) or the child
+//! Child to parent: `I` with the init that a first child made, `C` with the terminal's master, `R`
+//! when all but exec is done, `E` with a failure; the end of the stream means exec succeeded (the socket is close-on-exec) or the child
 //! died. Parent to child: one byte opens the gate; the end of the stream means nobody will.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crisp_sys::clone::Child;
 use crisp_sys::{Errno, Error, event, socket};
 
 use super::error::{ChildFailure, Failure, Stage};
@@ -18,6 +19,8 @@ const TEXT: usize = 1024;
 /// What a child says.
 #[derive(Debug)]
 pub(super) enum Message {
+    /// The init, made by the child that was.
+    Init(Child),
     Console(OwnedFd),
     Ready,
     Failed(ChildFailure),
@@ -45,6 +48,11 @@ impl ChildEnd {
 
     pub(super) fn console(&self, master: BorrowedFd<'_>) -> crisp_sys::Result<()> {
         socket::send_with_fds(self.as_fd(), b"C", &[master]).map(drop)
+    }
+
+    pub(super) fn init(&self, init: &Child) -> crisp_sys::Result<()> {
+        let [a, b, c, d] = init.pid.to_le_bytes();
+        socket::send_with_fds(self.as_fd(), &[b'I', a, b, c, d], &[init.pidfd.as_fd()]).map(drop)
     }
 
     pub(super) fn ready(&self) -> crisp_sys::Result<()> {
@@ -111,6 +119,10 @@ impl ParentEnd {
 fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
     match bytes {
         [] => Some(Message::Ended),
+        [b'I', a, b, c, d] => fds.into_iter().next().map(|pidfd| {
+            let pid = i32::from_le_bytes([*a, *b, *c, *d]);
+            Message::Init(Child { pid, pidfd })
+        }),
         [b'C'] => fds.into_iter().next().map(Message::Console),
         [b'R'] => Some(Message::Ready),
         [b'E', stage, a, b, c, d, text @ ..] => Some(Message::Failed(ChildFailure {

@@ -10,7 +10,8 @@ use crisp_sys::{Errno, ns, path, pidfd};
 use super::channel::{self, Message, ParentEnd};
 use super::error::{CreateError, Stage};
 use super::init::{self, Init};
-use super::prepare::{Prepared, open_rootfs, open_sources};
+use super::prepare::{Prepared, open_rootfs};
+use super::sources::open_sources;
 use super::{Created, IoPlan, StartGate};
 use crate::cgroup::Cgroup;
 use crate::plan::{NamespaceKind, Plan};
@@ -46,8 +47,10 @@ pub fn create(
         path: group.path.clone(),
         source,
     })?;
-    let launched = launch(token, &prepared, &cgroup, &rootfs, &io)
-        .and_then(|launched| await_ready(launched, io));
+    let relays = prepared.relays();
+    let launched = delegate(&cgroup, group.owner)
+        .and_then(|()| launch(token, &prepared, fds, &cgroup, &rootfs, &io))
+        .and_then(|launched| await_ready(launched, io, relays));
     match launched {
         Ok(ready) => Ok(Created {
             pid: ready.pid,
@@ -61,6 +64,18 @@ pub fn create(
         }),
         Err(error) => Err(undo(error, &cgroup, plan)),
     }
+}
+
+fn delegate(cgroup: &Cgroup, owner: Option<(u32, u32)>) -> Result<(), CreateError> {
+    let Some((uid, gid)) = owner else {
+        return Ok(());
+    };
+    cgroup
+        .delegate(uid, gid)
+        .map_err(|source| CreateError::Cgroup {
+            path: cgroup.path().to_owned(),
+            source,
+        })
 }
 
 fn undo(error: CreateError, cgroup: &Cgroup, plan: &Plan) -> CreateError {
@@ -134,13 +149,14 @@ struct Ready {
 fn launch(
     token: &SingleThreaded,
     prepared: &Prepared<'_>,
+    fds: &[OwnedFd],
     cgroup: &Cgroup,
     rootfs: &OwnedFd,
     io: &IoPlan,
 ) -> Result<Launched, CreateError> {
     let at = |stage| move |source| CreateError::Parent { stage, source };
     let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
-    let sources = open_sources(prepared.plan)?;
+    let sources = open_sources(prepared.plan, fds, prepared.users.is_some())?;
     let args = CloneArgs {
         flags: prepared.clone_flags,
         cgroup: cgroup.clone_fd().or_else(|| cgroup.unified_fd()),
@@ -183,32 +199,40 @@ pub(super) fn in_pid_namespace<T>(
     made
 }
 
-fn await_ready(mut launched: Launched, io: IoPlan) -> Result<Ready, CreateError> {
+fn await_ready(mut launched: Launched, io: IoPlan, relays: bool) -> Result<Ready, CreateError> {
     // Our copies of the program's streams would keep pipes open behind its back.
     drop(io);
     let deadline = Instant::now() + LIMIT;
-    let mut console = None;
-    loop {
+    let at = |source| CreateError::Parent {
+        stage: Stage::Channel,
+        source,
+    };
+    let (mut console, mut failed) = (None, None);
+    // The init may speak before the child that made it does.
+    let (mut has_init, mut ready) = (!relays, false);
+    while !(has_init && ready) {
         match launched.channel.receive(Some(deadline)) {
+            Ok(Message::Init(init)) => {
+                launched.child.reap().map_err(at)?;
+                launched.child = Guarded::new(init);
+                has_init = true;
+            }
             Ok(Message::Console(master)) => console = Some(master),
-            Ok(Message::Ready) => break,
-            Ok(Message::Failed(failure)) => return Err(failure.into()),
+            Ok(Message::Ready) => ready = true,
+            Ok(Message::Failed(failure)) => failed = Some(failure),
             Ok(Message::Ended) => {
-                let at = |source| CreateError::Parent {
-                    stage: Stage::Channel,
-                    source,
-                };
+                if let Some(failure) = failed {
+                    return Err(failure.into());
+                }
                 return Err(CreateError::Ended(launched.child.reap().map_err(at)?));
             }
             Err(error) if error.errno == Errno::ETIMEDOUT => {
                 return Err(CreateError::Late(LIMIT.as_secs()));
             }
-            Err(source) => {
-                return Err(CreateError::Parent {
-                    stage: Stage::Channel,
-                    source,
-                });
-            }
+            Err(source) => return Err(at(source)),
+        }
+        if let (true, Some(failure)) = (has_init, failed.take()) {
+            return Err(failure.into());
         }
     }
     let start_time =

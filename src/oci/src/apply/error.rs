@@ -118,6 +118,17 @@ pub enum CreateError {
         #[source]
         source: crisp_sys::Error,
     },
+    /// A volume's owners cannot be translated.
+    #[error("idmapped mount of {path}: its file system, {filesystem}, cannot be idmapped")]
+    Idmap {
+        /// The volume.
+        path: String,
+        /// Type of the filesystem it lies on.
+        filesystem: String,
+        /// Why.
+        #[source]
+        source: crisp_sys::Error,
+    },
     /// The cgroup cannot be made.
     #[error("cgroup {path}")]
     Cgroup {
@@ -163,7 +174,7 @@ impl CreateError {
     pub const fn stage(&self) -> Stage {
         match self {
             Self::Invalid(_) | Self::Unsupported(_) => Stage::Plan,
-            Self::Open { .. } => Stage::Open,
+            Self::Open { .. } | Self::Idmap { .. } => Stage::Open,
             Self::Cgroup { .. } => Stage::Cgroup,
             Self::Parent { stage, .. } => *stage,
             Self::Child(failure) => failure.stage,
@@ -176,7 +187,9 @@ impl CreateError {
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Open { source, .. } | Self::Parent { source, .. } => source.errno,
+            Self::Open { source, .. }
+            | Self::Idmap { source, .. }
+            | Self::Parent { source, .. } => source.errno,
             Self::Child(failure) => failure.errno,
             Self::Undo { error, .. } => error.errno(),
             Self::Unsupported(_) => Errno::EOPNOTSUPP,

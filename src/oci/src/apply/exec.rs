@@ -15,6 +15,7 @@ use super::identity;
 use super::prepare::{Strings, invalid_process};
 use super::procfs::Procfs;
 use super::stdio::Terminal;
+use super::users::{self, Users};
 use super::{Exec, ExecRequest, IoPlan, JoinedNamespaces};
 use crate::cgroup::Cgroup;
 use crate::plan::{NamespaceKind, ProcessPlan};
@@ -30,6 +31,8 @@ struct Joiner<'a> {
     cgroup: &'a Cgroup,
     process: &'a ProcessPlan,
     strings: &'a Strings,
+    /// Of the user namespace it joins, if any.
+    users: Option<Users>,
     io: &'a IoPlan,
     channel: &'a ChildEnd,
 }
@@ -52,6 +55,12 @@ pub fn exec(
     }
     let at = |stage| move |source| ExecError::Parent { stage, source };
     let strings = Strings::new(process).map_err(at(Stage::Plan))?;
+    let joins_users = joined.flags() & NamespaceKind::User.flag() != 0;
+    let users = joins_users.then(|| Users::of_process(init)).transpose();
+    let users = users.map_err(at(Stage::Namespaces))?;
+    if let Some(reason) = users.as_ref().and_then(|users| users.unmapped(process)) {
+        return Err(ExecError::Invalid(reason));
+    }
     let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
     let pid_kind = NamespaceKind::Pid.flag();
     let joiner = Joiner {
@@ -60,6 +69,7 @@ pub fn exec(
         cgroup,
         process,
         strings: &strings,
+        users,
         io: &io,
         channel: &child_end,
     };
@@ -109,6 +119,8 @@ fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
                 return Err(ExecError::Ended(launched.child.reap().map_err(at)?));
             }
             Ok(Message::Failed(failure)) => return Err(failure.into()),
+            // Nobody makes another here.
+            Ok(Message::Init(_)) => {}
             Err(error) if error.errno == Errno::ETIMEDOUT => {
                 return Err(ExecError::Late(LIMIT.as_secs()));
             }
@@ -137,18 +149,33 @@ fn run(joiner: &Joiner<'_>, in_child: &InChild) -> i32 {
     1
 }
 
+/// Joins what the init is in, and gives back a procfs if one is needed.
+fn enter_namespaces(joiner: &Joiner<'_>) -> Result<Option<Procfs>, Failure> {
+    let process = joiner.process;
+    let needs_procfs = identity::needs_procfs(process);
+    let join = || ns::setns(joiner.init, joiner.kinds).at(Stage::Namespaces, "");
+    if let Some(users) = &joiner.users {
+        let procfs = users::leave_host(users, process, joiner.io, needs_procfs)?;
+        join()?;
+        users::become_root()?;
+        return Ok(procfs);
+    }
+    let procfs = match needs_procfs {
+        true => Some(Procfs::of_host().at(Stage::Mount, "host procfs")?),
+        false => None,
+    };
+    join()?;
+    identity::settle_oom_score(process, procfs.as_ref())?;
+    Ok(procfs)
+}
+
 fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
     // Before anything of the container's can see this copy of the monitor.
     cred::set_dumpable(false).at(Stage::Identity, "")?;
     process::reset_signals().at(Stage::Identity, "")?;
     process::umask(0);
-    let needs_procfs = identity::needs_procfs(joiner.process);
     joiner.cgroup.join_self_v1().map_err(join_failure)?;
-    let procfs = match needs_procfs {
-        true => Some(Procfs::of_host().at(Stage::Mount, "host procfs")?),
-        false => None,
-    };
-    ns::setns(joiner.init, joiner.kinds).at(Stage::Namespaces, "")?;
+    let procfs = enter_namespaces(joiner)?;
     process::setsid().at(Stage::Stdio, "")?;
     match joiner.io {
         IoPlan::Stdio(stdio) => stdio.install(joiner.process.uid).at(Stage::Stdio, "")?,

@@ -14,6 +14,39 @@ use super::procfs::Procfs;
 use super::program::Program;
 use crate::plan::{ProcessPlan, SeccompPlan};
 
+/// Sets the OOM score.
+pub(super) fn settle_oom_score(
+    process: &ProcessPlan,
+    procfs: Option<&Procfs>,
+) -> Result<(), Failure> {
+    match (process.oom_score_adj, procfs) {
+        (Some(score), Some(procfs)) => {
+            set_oom_score(procfs, score).at(Stage::Limits, "oomScoreAdj")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Raises the ceilings of limits to what the process is to have; the limits themselves come last.
+/// What may not be raised stays.
+pub(super) fn raise_ceilings(process: &ProcessPlan) -> crisp_sys::Result<()> {
+    for limit in &process.rlimits {
+        let (soft, ceiling) = process::getrlimit(limit.resource)?;
+        if limit.hard > ceiling {
+            let raised = Rlimit {
+                resource: limit.resource,
+                soft,
+                hard: limit.hard,
+            };
+            match process::setrlimit(&raised) {
+                Err(error) if error.errno == Errno::EPERM => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Priorities and labels: what still needs our privileges.
 pub(super) fn prepare(process: &ProcessPlan, procfs: Option<&Procfs>) -> Result<(), Failure> {
     // Keys of whoever made us must not be reachable.
@@ -29,9 +62,6 @@ pub(super) fn prepare(process: &ProcessPlan, procfs: Option<&Procfs>) -> Result<
     }
     if let Some((class, level)) = process.io_priority {
         process::set_io_priority(class, level).at(Stage::Limits, "ioPriority")?;
-    }
-    if let (Some(score), Some(procfs)) = (process.oom_score_adj, procfs) {
-        set_oom_score(procfs, score).at(Stage::Limits, "oomScoreAdj")?;
     }
     if let (Some(profile), Some(procfs)) = (&process.apparmor, procfs) {
         let file: &[u8] = b"self/attr/apparmor/exec";

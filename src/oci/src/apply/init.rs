@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crisp_sys::clone::InChild;
+use crisp_sys::clone::{self, CloneArgs, InChild};
 use crisp_sys::fd::CWD;
 use crisp_sys::mount::{self, MNT_DETACH, MOUNT_ATTR_RDONLY, MS_REC, MS_SLAVE, MountAttr};
 use crisp_sys::path::{self, Root};
@@ -12,13 +12,16 @@ use super::IoPlan;
 use super::channel::ChildEnd;
 use super::error::{At, Failure, Stage, join_failure};
 use super::identity;
-use super::prepare::{Prepared, Source};
+use super::prepare::Prepared;
 use super::procfs::Procfs;
+use super::sources::Source;
 use super::stdio::Terminal;
 use super::steps::Builder;
+use super::users;
 use crate::cgroup::Cgroup;
 use crate::plan::{NamespaceKind, Plan};
 
+const CLONE_PARENT: u64 = 0x8000;
 const O_PATH: i32 = 0o10_000_000;
 const O_DIRECTORY: i32 = 0o200_000;
 
@@ -32,9 +35,44 @@ pub(super) struct Init<'a> {
     pub(super) channel: &'a ChildEnd,
 }
 
-/// Runs init; returns its exit code if it never became the program.
+/// Runs the child that was just made: the init, or the way to it. Returns its exit code if it never
+/// became the program.
 pub(super) fn run(init: &Init<'_>, in_child: &InChild) -> i32 {
-    let failure = match build(init) {
+    match enter(init) {
+        Ok(procfs) if init.prepared.relays() => relay(init, in_child, procfs.as_ref()),
+        Ok(procfs) => live(init, in_child, procfs.as_ref()),
+        Err(failure) => {
+            init.channel.fail(&failure);
+            1
+        }
+    }
+}
+
+/// Makes the init from inside the user namespace, with the namespaces that are to belong to it, as a
+/// child of our parent's.
+fn relay(init: &Init<'_>, in_child: &InChild, procfs: Option<&Procfs>) -> i32 {
+    let args = CloneArgs {
+        flags: init.prepared.inner_flags | CLONE_PARENT,
+        cgroup: None,
+    };
+    let token = in_child.single_threaded();
+    let made = clone::clone3(&token, &args, |inside| live(init, inside, procfs));
+    let told = made.at(Stage::Clone, "").and_then(|made| {
+        let told = init.channel.init(&made);
+        told.at(Stage::Channel, "")
+    });
+    match told {
+        Ok(()) => 0,
+        Err(failure) => {
+            init.channel.fail(&failure);
+            1
+        }
+    }
+}
+
+/// The init, in all its namespaces.
+fn live(init: &Init<'_>, in_child: &InChild, procfs: Option<&Procfs>) -> i32 {
+    let failure = match build(init, procfs) {
         Err(failure) => Some(failure),
         Ok(()) => {
             let wait = || {
@@ -57,21 +95,11 @@ pub(super) fn run(init: &Init<'_>, in_child: &InChild) -> i32 {
     1
 }
 
-fn build(init: &Init<'_>) -> Result<(), Failure> {
+fn build(init: &Init<'_>, procfs: Option<&Procfs>) -> Result<(), Failure> {
     let plan = init.prepared.plan;
-    // Nobody may look into a copy of the monitor that has the container's identity.
-    cred::set_dumpable(false).at(Stage::Identity, "")?;
-    process::reset_signals().at(Stage::Identity, "")?;
-    process::umask(0);
-    enter_namespaces(init)?;
     set_names(plan)?;
-    let needs_procfs = !plan.sysctls.is_empty() || identity::needs_procfs(&plan.process);
-    let procfs = match needs_procfs {
-        true => Some(Procfs::open().at(Stage::Mount, "private procfs")?),
-        false => None,
-    };
     for (name, value) in &plan.sysctls {
-        if let Some(procfs) = &procfs {
+        if let Some(procfs) = procfs {
             write_sysctl(procfs, name, value).at(Stage::Sysctl, name)?;
         }
     }
@@ -89,19 +117,41 @@ fn build(init: &Init<'_>) -> Result<(), Failure> {
         }
         (IoPlan::Terminal, None) => {}
     }
-    identity::prepare(&plan.process, procfs.as_ref())
+    identity::prepare(&plan.process, procfs)
 }
 
-fn enter_namespaces(init: &Init<'_>) -> Result<(), Failure> {
+/// Enters cgroup and namespaces, and gives back a procfs if one is needed.
+fn enter(init: &Init<'_>) -> Result<Option<Procfs>, Failure> {
+    // Nobody may look into a copy of the monitor that has the container's identity.
+    cred::set_dumpable(false).at(Stage::Identity, "")?;
+    process::reset_signals().at(Stage::Identity, "")?;
+    process::umask(0);
     // The clone put us into the unified tree. A cgroup namespace is rooted where we are.
     init.cgroup.join_self_v1().map_err(join_failure)?;
-    for join in &init.prepared.joins {
+    let (prepared, plan) = (init.prepared, init.prepared.plan);
+    let wants_procfs = !plan.sysctls.is_empty() || identity::needs_procfs(&plan.process);
+    let mut procfs = None;
+    if let Some(users) = &prepared.users {
+        procfs = users::leave_host(users, &plan.process, init.io, wants_procfs)?;
+    }
+    for join in &prepared.joins {
         ns::setns(join.as_fd(), join.kinds).at(Stage::Namespaces, "")?;
     }
-    if init.prepared.new_cgroup_namespace {
+    if prepared.users.is_some() {
+        users::become_root()?;
+        if !prepared.relays() {
+            let kinds = i32::try_from(prepared.inner_flags).expect("namespaces' flags fit an int");
+            ns::unshare(kinds).at(Stage::Namespaces, "")?;
+        }
+    }
+    if prepared.new_cgroup_namespace {
         ns::unshare(NamespaceKind::Cgroup.flag()).at(Stage::Namespaces, "cgroup")?;
     }
-    Ok(())
+    if prepared.users.is_none() && wants_procfs {
+        procfs = Some(Procfs::open().at(Stage::Mount, "private procfs")?);
+        identity::settle_oom_score(&plan.process, procfs.as_ref())?;
+    }
+    Ok(procfs)
 }
 
 fn set_names(plan: &Plan) -> Result<(), Failure> {
@@ -135,7 +185,7 @@ fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
     // On top of the old root: no directory of the host is needed for it.
     mount::move_mount(init.rootfs.as_fd(), old.as_fd()).at(Stage::Rootfs, "attach")?;
     let root = crisp_sys::fd::dup(init.rootfs.as_fd()).at(Stage::Rootfs, "")?;
-    let mut builder = Builder::new(Root::from_fd(root), plan);
+    let mut builder = Builder::new(Root::from_fd(root), plan, init.prepared.users.is_some());
     builder.run(init.sources)?;
     let terminal = match init.io {
         IoPlan::Stdio(_) => None,

@@ -12,6 +12,8 @@
 //! open:   one byte ----------------------------->  filter, exec
 //!         started         <-- end of stream -----
 //! ```
+//! In a user namespace the first child may only be the way to the init: it enters, makes the init as
+//! its sibling, sends `I` with it, and ends.
 //!
 //! A failure anywhere in the child travels over the channel with its stage; whatever the parent
 //! made is undone before `create` returns. The child does not allocate unless it fails, and waits
@@ -29,8 +31,10 @@ mod init;
 mod prepare;
 mod procfs;
 mod program;
+mod sources;
 mod stdio;
 mod steps;
+mod users;
 
 use std::os::fd::OwnedFd;
 
@@ -95,7 +99,7 @@ impl StartGate {
         match self.channel.receive(None).map_err(StartError::Gone)? {
             channel::Message::Ended => Ok(()),
             channel::Message::Failed(failure) => Err(failure.into()),
-            channel::Message::Ready | channel::Message::Console(_) => {
+            channel::Message::Ready | channel::Message::Console(_) | channel::Message::Init(_) => {
                 let args = "unexpected message";
                 let error = crisp_sys::Error::new("start", args, crisp_sys::Errno::EBADMSG);
                 Err(StartError::Gone(error))

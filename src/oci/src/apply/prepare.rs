@@ -4,19 +4,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crisp_sys::fd::{self, CWD};
-use crisp_sys::mount::{
-    self, AT_EMPTY_PATH, AT_RECURSIVE, MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE,
-    MountAttr, OPEN_TREE_CLONE,
-};
-use crisp_sys::path::{self, Root};
+use crisp_sys::mount::{self, AT_RECURSIVE, MS_SLAVE, MountAttr, OPEN_TREE_CLONE};
+use crisp_sys::path;
 use crisp_sys::process::StringArray;
 
 use super::error::{CreateError, Stage};
-use crate::plan::{
-    BindStep, FdIndex, NamespaceHow, NamespaceKind, Plan, ProcessPlan, RootfsSource, Step,
-};
-
-const O_PATH: i32 = 0o10_000_000;
+use super::users::Users;
+use crate::plan::{FdIndex, NamespaceHow, NamespaceKind, Plan, ProcessPlan, RootfsSource};
 
 /// A program's arguments and environment as exec wants them.
 #[derive(Debug)]
@@ -70,14 +64,6 @@ impl Join<'_> {
     }
 }
 
-/// A source that a [`Step::Bind`] attaches.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) mount: OwnedFd,
-    pub(super) is_dir: bool,
-    pub(super) is_proc: bool,
-}
-
 /// Everything the child works from.
 #[derive(Debug)]
 pub(super) struct Prepared<'p> {
@@ -85,6 +71,10 @@ pub(super) struct Prepared<'p> {
     pub(super) strings: Strings,
     /// `CLONE_NEW*` for clone3.
     pub(super) clone_flags: u64,
+    /// `CLONE_NEW*` of what is made inside the user namespace that is joined.
+    pub(super) inner_flags: u64,
+    /// The ids of that user namespace.
+    pub(super) users: Option<Users>,
     /// Joined by the child.
     pub(super) joins: Vec<Join<'p>>,
     /// Joined by the parent around the clone.
@@ -108,6 +98,8 @@ impl<'p> Prepared<'p> {
             plan,
             strings,
             clone_flags: 0,
+            inner_flags: 0,
+            users: None,
             joins: Vec::new(),
             pid_join: None,
             new_cgroup_namespace: false,
@@ -139,13 +131,29 @@ impl<'p> Prepared<'p> {
                     }
                 }
             };
-            if entry.kind == NamespaceKind::Pid {
-                prepared.pid_join = Some(join);
-            } else {
-                prepared.join(join);
+            match entry.kind {
+                NamespaceKind::Pid => prepared.pid_join = Some(join),
+                NamespaceKind::User => {
+                    prepared.users = Some(users(plan, &entry.how, &join)?);
+                    prepared.join(join);
+                }
+                _ => prepared.join(join),
             }
         }
+        if prepared.users.is_some() {
+            prepared.inner_flags = std::mem::take(&mut prepared.clone_flags);
+            // After it nothing of the host's can be joined any more.
+            let user = NamespaceKind::User.flag();
+            prepared.joins.sort_by_key(|join| join.kinds & user != 0);
+        }
         Ok(prepared)
+    }
+
+    /// Whether the child only is the way to the init: a PID namespace that the user namespace is to
+    /// own has to be made from inside.
+    pub(super) const fn relays(&self) -> bool {
+        let pid = NamespaceKind::Pid.flag().unsigned_abs() as u64;
+        self.inner_flags & pid != 0
     }
 
     /// One setns for all kinds of one process.
@@ -163,7 +171,23 @@ impl<'p> Prepared<'p> {
     }
 }
 
-fn table(fds: &[OwnedFd], index: FdIndex) -> Result<BorrowedFd<'_>, CreateError> {
+/// The ids of the user namespace to be joined; the process must have some in it.
+fn users(plan: &Plan, how: &NamespaceHow, join: &Join<'_>) -> Result<Users, CreateError> {
+    let users = match how {
+        NamespaceHow::JoinPath(path) => Users::of_path(path),
+        _ => Users::of_process(join.as_fd()),
+    };
+    let users = users.map_err(|source| CreateError::Parent {
+        stage: Stage::Namespaces,
+        source,
+    })?;
+    match users.unmapped(&plan.process) {
+        Some(reason) => Err(CreateError::Invalid(reason)),
+        None => Ok(users),
+    }
+}
+
+pub(super) fn table(fds: &[OwnedFd], index: FdIndex) -> Result<BorrowedFd<'_>, CreateError> {
     fds.get(usize::from(index.0))
         .map(AsFd::as_fd)
         .ok_or_else(|| {
@@ -186,7 +210,9 @@ fn check_plan(plan: &Plan, terminal: bool) -> Result<(), CreateError> {
         }
         seen |= flag;
         match entry.kind {
-            NamespaceKind::User => return Err(CreateError::Unsupported("user namespaces")),
+            NamespaceKind::User if entry.how == NamespaceHow::New => {
+                return Err(CreateError::Unsupported("making a user namespace"));
+            }
             NamespaceKind::Time => return Err(CreateError::Unsupported("time namespaces")),
             NamespaceKind::Mount if entry.how != NamespaceHow::New => {
                 return Err(CreateError::Unsupported("joining a mount namespace"));
@@ -244,89 +270,4 @@ pub(super) fn open_rootfs(plan: &Plan, fds: &[OwnedFd]) -> Result<OwnedFd, Creat
             })
         }
     }
-}
-
-/// The sources of all bind steps, in their order. Opened as late as possible: what the host
-/// mounts below a source afterwards arrives only through propagation.
-pub(super) fn open_sources(plan: &Plan) -> Result<Vec<Source>, CreateError> {
-    let mut sources = Vec::new();
-    for step in &plan.steps {
-        if let Step::Bind(bind) = step {
-            if bind.idmap.is_some() {
-                return Err(CreateError::Unsupported("idmapped mounts"));
-            }
-            let source = open_source(bind).map_err(|source| CreateError::Open {
-                path: bind.source.clone(),
-                source,
-            })?;
-            sources.push(source);
-        }
-    }
-    Ok(sources)
-}
-
-fn open_source(bind: &BindStep) -> crisp_sys::Result<Source> {
-    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-    let flags = OPEN_TREE_CLONE | if bind.recursive { AT_RECURSIVE } else { 0 };
-    let mount = match &bind.in_root {
-        None => mount::open_tree(CWD, &bind.source, flags)?,
-        Some(below) => {
-            let found = Root::open(&bind.source)?.open_in_root(below, O_PATH)?;
-            mount::open_tree(found.as_fd(), "", flags | AT_EMPTY_PATH)?
-        }
-    };
-    set_source_attributes(mount.as_fd(), bind)?;
-    let stat = path::fstat(mount.as_fd())?;
-    let is_proc = path::filesystem_magic(mount.as_fd())? == PROC_SUPER_MAGIC;
-    Ok(Source {
-        mount,
-        is_dir: stat.is_dir(),
-        is_proc,
-    })
-}
-
-/// Propagation as if the clone had been made inside a mount namespace that is a slave of the
-/// host's: it receives what the host mounts but sends nothing, unless sharing is asked for. Then
-/// it stays in the host's peer group.
-fn set_source_attributes(mount: BorrowedFd<'_>, bind: &BindStep) -> crisp_sys::Result<()> {
-    let recursive = bind.propagation & MS_REC != 0;
-    let asked = bind.propagation & (MS_PRIVATE | MS_SLAVE | MS_SHARED | MS_UNBINDABLE);
-    let propagate = |kind: u64, recursive: bool| {
-        let attr = MountAttr {
-            propagation: kind,
-            ..MountAttr::default()
-        };
-        mount::mount_setattr(mount, recursive, &attr)
-    };
-    if asked != MS_SHARED && (asked == 0 || asked == MS_SLAVE || !recursive) {
-        propagate(MS_SLAVE, true)?;
-    }
-    if asked != 0 && asked != MS_SLAVE {
-        propagate(asked, recursive)?;
-    }
-    let (set, clear) = (bind.attr_set_recursive, bind.attr_clear_recursive);
-    if set | clear != 0 {
-        mount::mount_setattr(
-            mount,
-            true,
-            &MountAttr {
-                set,
-                clear,
-                ..MountAttr::default()
-            },
-        )?;
-    }
-    let (set, clear) = (bind.attr_set, bind.attr_clear);
-    if set | clear != 0 {
-        mount::mount_setattr(
-            mount,
-            false,
-            &MountAttr {
-                set,
-                clear,
-                ..MountAttr::default()
-            },
-        )?;
-    }
-    Ok(())
 }

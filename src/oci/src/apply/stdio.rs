@@ -62,6 +62,14 @@ impl Terminal {
 }
 
 impl Stdio {
+    /// Gives them to a user, where that can be.
+    pub(super) fn give(&self, uid: u32) -> crisp_sys::Result<()> {
+        for stream in [&self.stdin, &self.stdout, &self.stderr] {
+            give(stream.as_fd(), uid)?;
+        }
+        Ok(())
+    }
+
     /// Makes them descriptors 0, 1, 2. Pipes and sockets are given to the user, so that programs
     /// can open them again as /dev/stdout.
     pub(super) fn install(&self, uid: u32) -> crisp_sys::Result<()> {

@@ -14,7 +14,7 @@ use crisp_sys::mount::{
 use crisp_sys::path::{self, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Root};
 
 use super::error::{At, Failure, Stage};
-use super::prepare::Source;
+use super::sources::{Source, is_bound};
 use crate::plan::{BindStep, DeviceStep, FilesystemStep, Plan, Step};
 
 const O_PATH: i32 = 0o10_000_000;
@@ -43,21 +43,24 @@ const BELOW_PROC: [&str; 10] = [
 pub(super) struct Builder<'p> {
     pub(super) root: Root,
     plan: &'p Plan,
+    /// Whether devices are the host's own nodes, as in a user namespace.
+    binds_devices: bool,
     null: Option<OwnedFd>,
     empty: Option<OwnedFd>,
 }
 
 impl<'p> Builder<'p> {
-    pub(super) fn new(root: Root, plan: &'p Plan) -> Self {
+    pub(super) fn new(root: Root, plan: &'p Plan, binds_devices: bool) -> Self {
         Self {
             root,
             plan,
+            binds_devices,
             null: None,
             empty: None,
         }
     }
 
-    /// Carries out all steps but the terminal's; `sources` are those of the bind steps in order.
+    /// Carries out all steps but the terminal's; `sources` are those that were opened, in order.
     pub(super) fn run(&mut self, sources: &[Source]) -> Result<(), Failure> {
         let mut sources = sources.iter();
         for step in &self.plan.steps {
@@ -66,6 +69,11 @@ impl<'p> Builder<'p> {
                 Step::Bind(step) => {
                     let source = sources.next().expect("one source was opened per bind step");
                     self.bind(step, source)?;
+                }
+                Step::Device(step) if self.binds_devices && is_bound(step) => {
+                    let source = sources.next().expect("one source was opened per device");
+                    self.bind_device(step, source)
+                        .at(Stage::Device, &step.path)?;
                 }
                 Step::Device(step) => {
                     self.device(step).at(Stage::Device, &step.path)?;
@@ -197,6 +205,12 @@ impl<'p> Builder<'p> {
         }
         // A procfs bound elsewhere (/host/proc) may carry further mounts of the host's.
         refuse("cannot be mounted below a procfs")
+    }
+
+    fn bind_device(&self, step: &DeviceStep, source: &Source) -> crisp_sys::Result<()> {
+        let path = Path::new(&step.path);
+        let target = self.root.create_file_in_root(path, 0o666)?;
+        mount::move_mount(source.mount.as_fd(), target.as_fd())
     }
 
     fn device(&self, step: &DeviceStep) -> crisp_sys::Result<()> {

@@ -12,6 +12,7 @@
 //! with the freezer and pidfds.
 
 mod create;
+mod delegate;
 mod device;
 mod error;
 mod hierarchy;

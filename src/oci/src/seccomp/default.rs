@@ -90,7 +90,7 @@ fn parse_line(words: &[&str], caps: u64) -> Result<Option<Rule>, &'static str> {
 }
 
 fn has(caps: u64, name: &str) -> Result<bool, &'static str> {
-    let bit = capability::number_of_prefixed(name).ok_or("it names an unknown capability")?;
+    let bit = capability::prefixed(name).ok_or("it names an unknown capability")?;
     Ok(caps & 1 << bit != 0)
 }
 

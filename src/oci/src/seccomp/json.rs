@@ -240,7 +240,7 @@ impl Filter {
 
 /// A capability this program does not know is one the container does not have.
 fn has(at: &Circumstances, cap: &str) -> bool {
-    capability::number_of_prefixed(cap).is_some_and(|number| at.caps & 1 << number != 0)
+    capability::prefixed(cap).is_some_and(|number| at.caps & 1 << number != 0)
 }
 
 /// Filters name architectures as Go does.

@@ -13,6 +13,7 @@ mod resources;
 mod seccomp;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::fmt::Display;
 use std::path::{Component, Path};
@@ -24,6 +25,7 @@ use crate::plan::{CgroupPlan, FdIndex, NamespaceKind, Plan, RootfsSource, Seccom
 
 pub use process::process;
 pub use resources::{device_rules, resources};
+pub use users::{IdRange, Idmap, ranges};
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub struct SpecInput<'a> {
     /// Processes by pidfd whose namespaces are meant where the specification names a path: a
     /// descriptor cannot come to mean another process.
     pub joins: &'a [(NamespaceKind, FdIndex)],
+    /// User namespaces for mounts that ask for one by their mappings.
+    pub idmaps: &'a [Idmap],
     /// `linux.seccomp`, compiled before (it costs more than all else here); else it is compiled
     /// now.
     pub seccomp: Option<SeccompPlan>,
@@ -119,7 +123,12 @@ pub fn plan(input: &SpecInput<'_>) -> Result<Plan> {
     };
     program.personality = process::personality(linux.personality().as_ref())?;
     let namespaces = namespaces::namespaces(linux, input.joins)?;
-    let cgroup = cgroup(input, linux)?;
+    let mut cgroup = cgroup(input, linux)?;
+    if let Some(root) = users::root(linux, &namespaces, source)?
+        && mounts::manages_groups(spec.mounts().as_deref().unwrap_or_default(), &namespaces)
+    {
+        cgroup.owner = Some(root);
+    }
     let names = namespaces::Names::of(spec, &namespaces)?;
     Ok(Plan {
         id: id(input.id)?,
@@ -175,8 +184,6 @@ fn refuse_platforms(spec: &Spec) -> Result<()> {
 }
 
 fn refuse_linux(linux: &Linux) -> Result<()> {
-    refuse_items("linux.uidMappings", linux.uid_mappings().as_ref())?;
-    refuse_items("linux.gidMappings", linux.gid_mappings().as_ref())?;
     refuse(
         "linux.netDevices",
         linux.net_devices().as_ref().filter(|map| !map.is_empty()),
@@ -244,6 +251,7 @@ fn cgroup(input: &SpecInput<'_>, linux: &Linux) -> Result<CgroupPlan> {
         path,
         resources: resources(linux.resources().as_ref())?,
         device_rules: device_rules(linux.resources().as_ref())?,
+        owner: None,
     })
 }
 
@@ -262,7 +270,7 @@ fn steps(
         own_view,
     };
     let list = input.spec.mounts().as_deref().unwrap_or_default();
-    let mut steps = mounts::mounts(list, &groups)?;
+    let mut steps = mounts::mounts(list, &groups, input.idmaps)?;
     steps.extend(devices::devices(linux, list)?);
     let process = input.spec.process().as_ref();
     if process.is_some_and(|process| process.terminal().unwrap_or(false)) {

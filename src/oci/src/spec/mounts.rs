@@ -9,9 +9,10 @@ use crisp_sys::mount::{
 use oci_spec::runtime::Mount;
 
 use super::options::{Bind, OptionError, Options};
-use super::{Result, clean, invalid, refuse_items, text, unsupported};
+use super::users::{Idmap, ranges};
+use super::{Result, clean, invalid, text, unsupported};
 use crate::cgroup::Hierarchy;
-use crate::plan::{BindStep, FilesystemStep, Step};
+use crate::plan::{BindStep, FdIndex, FilesystemStep, NamespaceKind, NamespacePlan, Step};
 
 /// What a cgroup mount shows.
 pub(super) struct Groups<'a> {
@@ -22,12 +23,21 @@ pub(super) struct Groups<'a> {
     pub(super) own_view: bool,
 }
 
-pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>) -> Result<Vec<Step>> {
+/// Whether a container of these mounts and namespaces may make groups below its own.
+pub(super) fn manages_groups(list: &[Mount], namespaces: &[NamespacePlan]) -> bool {
+    let own_view = |entry: &NamespacePlan| entry.kind == NamespaceKind::Cgroup;
+    let writable = |mount: &Mount| {
+        let words = mount.options().as_deref().unwrap_or_default();
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && Options::parse(words).is_ok_and(|options| options.set & MOUNT_ATTR_RDONLY == 0)
+    };
+    namespaces.iter().any(own_view) && list.iter().any(writable)
+}
+
+pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>, idmaps: &[Idmap]) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (index, mount) in list.iter().enumerate() {
         let field = |name: &str| format!("mounts[{index}].{name}");
-        refuse_items(&field("uidMappings"), mount.uid_mappings().as_ref())?;
-        refuse_items(&field("gidMappings"), mount.gid_mappings().as_ref())?;
         let target = clean(&text(&field("destination"), mount.destination())?);
         if target == "/" {
             return Err(invalid(
@@ -44,10 +54,12 @@ pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>) -> Result<Vec<Step>> {
             Some(source) => text(&field("source"), source)?,
             None => String::new(),
         };
+        let idmap = idmap(&field, mount, &options, idmaps)?;
         match (mount.typ().as_deref().unwrap_or_default(), options.bind) {
             ("bind", _) | (_, Some(_)) => {
-                steps.push(bind(&field, source, target, options)?);
+                steps.push(bind(&field, source, target, options, idmap)?);
             }
+            _ if idmap.is_some() => return Err(unsupported(field("uidMappings of a new mount"))),
             ("cgroup" | "cgroup2", None) => steps.extend(cgroup(groups, &target, &options)),
             ("" | "none", None) => return Err(invalid(field("type"), "neither a type nor a bind")),
             (fstype, None) => {
@@ -58,11 +70,39 @@ pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// The user namespace of a mount that has mappings.
+fn idmap(
+    field: &impl Fn(&str) -> String,
+    mount: &Mount,
+    options: &Options,
+    idmaps: &[Idmap],
+) -> Result<Option<FdIndex>> {
+    let uids = ranges(mount.uid_mappings().as_ref());
+    let gids = ranges(mount.gid_mappings().as_ref());
+    match (uids.is_empty(), gids.is_empty(), options.idmap) {
+        (true, true, None) => return Ok(None),
+        (true, true, Some(_)) => return Err(unsupported(field("options idmap without mappings"))),
+        (false, false, _) => {}
+        _ => {
+            let reason = "users and groups have to be mapped both or neither";
+            return Err(invalid(field("uidMappings"), reason));
+        }
+    }
+    let found = idmaps
+        .iter()
+        .find(|idmap| idmap.uids == uids && idmap.gids == gids);
+    match found {
+        Some(idmap) => Ok(Some(idmap.namespace)),
+        None => Err(unsupported(field("uidMappings without a user namespace"))),
+    }
+}
+
 fn bind(
     field: &impl Fn(&str) -> String,
     source: String,
     target: String,
     options: Options,
+    idmap: Option<FdIndex>,
 ) -> Result<Step> {
     if !source.starts_with('/') {
         return Err(invalid(
@@ -86,7 +126,8 @@ fn bind(
         attr_set_recursive: options.set_recursive,
         attr_clear_recursive: options.clear_recursive,
         propagation: options.propagation,
-        idmap: None,
+        idmap,
+        idmap_recursive: options.idmap == Some(Bind::Recursive),
     }))
 }
 

@@ -19,7 +19,7 @@ pub(super) fn namespaces(
             LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
             LinuxNamespaceType::Pid => NamespaceKind::Pid,
             LinuxNamespaceType::Network => NamespaceKind::Net,
-            LinuxNamespaceType::User => return Err(unsupported("linux.namespaces user")),
+            LinuxNamespaceType::User => NamespaceKind::User,
             LinuxNamespaceType::Time => return Err(unsupported("linux.namespaces time")),
         };
         if list.iter().any(|entry| entry.kind == kind) {
@@ -37,6 +37,9 @@ pub(super) fn namespaces(
         };
         if kind == NamespaceKind::Mount && how != NamespaceHow::New {
             return Err(unsupported("linux.namespaces mount with a path"));
+        }
+        if kind == NamespaceKind::User && how == NamespaceHow::New {
+            return Err(unsupported("linux.namespaces user without a path"));
         }
         list.push(NamespacePlan { kind, how });
     }

@@ -18,6 +18,8 @@ pub(super) struct Options {
     pub(super) clear_recursive: u64,
     pub(super) propagation: u64,
     pub(super) bind: Option<Bind>,
+    /// Whether owners are translated, of the mount or of all below it.
+    pub(super) idmap: Option<Bind>,
     /// What the filesystem itself is told.
     pub(super) data: Vec<(String, Option<String>)>,
 }
@@ -118,6 +120,8 @@ impl Options {
             match word {
                 "bind" => self.bind = Some(Bind::Plain),
                 "rbind" => self.bind = Some(Bind::Recursive),
+                "idmap" => self.idmap = Some(Bind::Plain),
+                "ridmap" => self.idmap = Some(Bind::Recursive),
                 "remount" | "tmpcopyup" | "copy-symlink" | "src-nofollow" | "dest-nofollow" => {
                     return Err(OptionError::Unsupported);
                 }

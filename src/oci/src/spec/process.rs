@@ -203,7 +203,7 @@ fn capabilities(process: &Process, host: &HostFacts) -> Result<CapabilitySets> {
         for capability in set.iter().flatten() {
             let name = capability.to_string();
             let number = capability::number(&name);
-            let known = number.filter(|number| *number <= host.last_capability as usize);
+            let known = number.filter(|number| u32::from(*number) <= host.last_capability);
             let Some(number) = known else {
                 let reason = format!("this kernel has no CAP_{name}");
                 return Err(invalid(format!("process.capabilities.{field}"), reason));
