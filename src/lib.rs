@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod apparmor;
+pub mod blockio;
 pub mod boot;
 pub mod bundle;
+pub mod cdi;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -33,3 +35,5 @@ pub mod stats;
 pub mod store;
 pub mod undo;
 pub mod userns;
+pub mod watch;
+pub mod yaml;

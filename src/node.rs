@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     bundle,
+    cdi::Cdi,
     config::Config,
     container::{Container, create::CreateError, record::ContainerRecord, spec::ContainerSpec},
     events::Events,
@@ -133,6 +134,8 @@ pub struct Node {
     pub filters: Filters,
     /// Images.
     pub images: Images,
+    /// Devices that vendors describe.
+    pub cdi: Cdi,
     /// Pod networks.
     pub network: Network,
     /// What happened.
@@ -202,7 +205,8 @@ pub struct Parts {
 }
 
 impl Node {
-    /// Puts the parts together; nothing runs yet.
+    /// Puts the parts together; nothing runs yet but the watch of CDI specs. Must be called inside a
+    /// tokio runtime.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts {
@@ -217,6 +221,7 @@ impl Node {
         Self {
             paths: Paths::new(&config),
             handlers: Handlers::new(&config.runtime),
+            cdi: Cdi::start(config.runtime.cdi_dirs.clone()),
             config,
             programs,
             host,

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxBlockIo, LinuxSeccomp};
 
 use crate::{
+    cdi::Edits,
     container::{
         capability::CapabilitySet,
         spec::{ContainerSpec, Signal},
@@ -34,14 +35,27 @@ pub struct BundleInput<'a> {
     pub hostname: &'a str,
     /// Sources of the container's mounts, one for each of `container.mounts`, in their order.
     pub mount_sources: &'a [MountSource],
-    /// Devices that `container.devices` stand for, directories expanded.
+    /// Devices that `container.devices` stand for, directories expanded, and those of CDI.
     pub devices: &'a [HostDevice],
+    /// What the container's CDI devices change beside nodes and groups.
+    pub edits: &'a Edits,
+    /// Classes the container is in.
+    pub classes: &'a Classes,
     /// The seccomp profile that [`super::seccomp_wanted`] names, as the caller loaded it.
     pub seccomp: Option<LinuxSeccomp>,
     /// Facts about the host.
     pub host: &'a HostFacts,
     /// Where the pieces of this container lie.
     pub paths: &'a BundlePaths,
+}
+
+/// Classes that divide the machine, as they were resolved for this container.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Classes {
+    /// Group of cache and memory bandwidth, by its name in resctrl.
+    pub resctrl: Option<String>,
+    /// Limits of the class of block I/O.
+    pub block_io: Option<LinuxBlockIo>,
 }
 
 /// What an image's config says about processes made of it.
@@ -121,7 +135,7 @@ pub struct HostDevice {
     pub uid: u32,
     /// Group of the node.
     pub gid: u32,
-    /// What the device cgroup allows: some of `rwm`.
+    /// What the device cgroup allows: some of `rwm`; nothing beyond what is allowed anyway if empty.
     pub permissions: String,
 }
 

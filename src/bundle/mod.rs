@@ -9,6 +9,7 @@
 mod annotations;
 pub mod devices;
 mod facts;
+mod hooks;
 mod input;
 mod mounts;
 mod namespaces;
@@ -21,8 +22,8 @@ pub mod user;
 mod tests;
 
 pub use input::{
-    BundleInput, BundlePaths, DeviceKind, HostDevice, HostFacts, ImageDefaults, MountSource,
-    ResolvedUser,
+    BundleInput, BundlePaths, Classes, DeviceKind, HostDevice, HostFacts, ImageDefaults,
+    MountSource, ResolvedUser,
 };
 pub use process::{environment, leads_to_descriptors};
 pub use resources::linux_resources;
@@ -157,6 +158,7 @@ pub fn generate(input: &BundleInput<'_>) -> Result<Spec> {
         .build()?;
     // The builder's default is a host name of its own; containers join the pod's UTS namespace.
     spec.set_hostname(None);
+    spec.set_hooks(hooks::hooks(input)?);
     Ok(spec)
 }
 
@@ -173,6 +175,7 @@ fn linux(input: &BundleInput<'_>) -> Result<Linux> {
     linux.set_seccomp(security::seccomp(input)?);
     linux.set_rootfs_propagation(mounts::rootfs_propagation(input).map(str::to_owned));
     linux.set_mount_label(security::mount_label(input));
+    linux.set_intel_rdt(resources::resctrl(input)?);
     if let UserNamespace::Pod { uids, gids } = input.sandbox.security.namespaces.user {
         linux.set_uid_mappings(Some(vec![namespaces::mapping(uids)?]));
         linux.set_gid_mappings(Some(vec![namespaces::mapping(gids)?]));

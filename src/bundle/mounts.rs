@@ -6,6 +6,7 @@ use oci_spec::runtime::{LinuxIdMapping, Mount, MountBuilder};
 
 use super::{BundleError, BundleInput, Result, namespaces::mapping, process::normal};
 use crate::{
+    cdi::spec,
     container::spec::{MountSpec, Propagation},
     sandbox::spec::{IdMapping, UserNamespace},
     userns::IdMaps,
@@ -47,6 +48,13 @@ pub(super) fn mounts(input: &BundleInput<'_>) -> Result<Vec<Mount>> {
     });
     for ((mount, source), (target, _)) in asked.iter().zip(input.mount_sources).zip(&targets) {
         later.push(volume(target, mount, &source.path)?);
+    }
+    // What a device needs at a place is what is there.
+    for edit in &input.edits.mounts {
+        let target = normal(&edit.container_path);
+        list.retain(|m| m.target != target);
+        later.retain(|m| m.target != target);
+        later.push(device_mount(target, edit)?);
     }
     later.sort_by_key(|m| m.target.matches('/').count());
     list.extend(later);
@@ -189,7 +197,9 @@ fn volume(target: &str, asked: &MountSpec, source: &Path) -> Result<Placed> {
         (true, false) => "ro",
         (false, false) => "rw",
     };
-    let mut placed = mount(target, "bind", source, &["rbind", propagation, access])?;
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(asked.options.iter().map(|option| option.as_str()));
+    let mut placed = mount(target, "bind", source, &options)?;
     if !asked.uid_mappings.is_empty() {
         placed
             .mount
@@ -203,6 +213,18 @@ fn volume(target: &str, asked: &MountSpec, source: &Path) -> Result<Placed> {
 
 fn mappings(list: &[IdMapping]) -> Result<Vec<LinuxIdMapping>> {
     list.iter().map(|range| mapping(*range)).collect()
+}
+
+/// A mount of a CDI device, as its spec has it.
+fn device_mount(target: String, edit: &spec::Mount) -> Result<Placed> {
+    let (kind, default): (&str, &[&str]) = match &*edit.r#type {
+        "" | "bind" => ("bind", &["rbind", "rprivate"]),
+        kind => (kind, &[]),
+    };
+    let said: Vec<&str> = edit.options.iter().map(String::as_str).collect();
+    // An `ro` of theirs comes last and stands.
+    let options = [default, &said[..]].concat();
+    mount(&target, kind, Path::new(&edit.host_path), &options)
 }
 
 fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Result<Placed> {

@@ -65,7 +65,7 @@ fn arguments(input: &BundleInput<'_>) -> Result<Vec<String>> {
 
 /// The environment as exact bytes, `NAME=value`, each name once. Later sources win but keep the
 /// place of the earlier one: PATH, HOSTNAME and TERM of ours, the host's defaults, the image, the
-/// request; HOME last, if nobody said it.
+/// request, its CDI devices; HOME last, if nobody said it.
 #[must_use]
 pub fn environment(input: &BundleInput<'_>) -> Vec<Vec<u8>> {
     let mut env = Environment::default();
@@ -85,6 +85,10 @@ pub fn environment(input: &BundleInput<'_>) -> Vec<Vec<u8>> {
     }
     for variable in &input.container.envs {
         env.set(&variable.name, &variable.value);
+    }
+    // What a device needs stands above what anybody asks for.
+    for (name, value) in &input.edits.env {
+        env.set(name, value.as_bytes());
     }
     if !env.places.contains_key("HOME") {
         env.set("HOME", input.user.home.as_deref().unwrap_or("/").as_bytes());

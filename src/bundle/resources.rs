@@ -3,7 +3,8 @@
 use oci_spec::runtime::{
     LinuxCpu, LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup,
     LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxHugepageLimit, LinuxHugepageLimitBuilder,
-    LinuxMemory, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxIntelRdt, LinuxIntelRdtBuilder, LinuxMemory, LinuxMemoryBuilder, LinuxResources,
+    LinuxResourcesBuilder,
 };
 
 use super::{BundleError, BundleInput, DeviceKind, HostDevice, HostFacts, Result};
@@ -29,7 +30,18 @@ const DEFAULT_DEVICES: [(Option<i64>, Option<i64>, DeviceKind, &str); 11] = [
 pub(super) fn resources(input: &BundleInput<'_>) -> Result<LinuxResources> {
     let mut resources = linux_resources(&input.container.resources, input.host)?;
     resources.set_devices(Some(device_rules(input)?));
+    resources.set_block_io(input.classes.block_io.clone());
     Ok(resources)
+}
+
+/// The group of cache and memory bandwidth: that of the class asked for, else a CDI device's.
+pub(super) fn resctrl(input: &BundleInput<'_>) -> Result<Option<LinuxIntelRdt>> {
+    let asked = input.classes.resctrl.as_ref();
+    let Some(group) = asked.or(input.edits.resctrl.as_ref()) else {
+        return Ok(None);
+    };
+    let group = LinuxIntelRdtBuilder::default().clos_id(group.clone());
+    Ok(Some(group.build()?))
 }
 
 /// Limits alone, for an update: device rules stay as they are.
@@ -145,7 +157,7 @@ fn device_rules(input: &BundleInput<'_>) -> Result<Vec<LinuxDeviceCgroup>> {
     for (major, minor, of, access) in DEFAULT_DEVICES {
         rules.push(rule(true, Some(kind(of)), (major, minor), access)?);
     }
-    for device in input.devices {
+    for device in input.devices.iter().filter(|d| !d.permissions.is_empty()) {
         let numbers = (Some(device.major.into()), Some(device.minor.into()));
         rules.push(rule(
             true,

@@ -47,11 +47,20 @@ pub struct CliArgs {
     /// Handler for pods that ask for none
     #[arg(long, value_name = "NAME")]
     pub runtime_default: Option<String>,
+    /// Make missing host paths of mounts instead of refusing them: true or false
+    #[arg(long, value_name = "BOOL")]
+    pub runtime_create_mount_sources: Option<String>,
+    /// Directories of CDI specs
+    #[arg(long, value_name = "DIR[:DIR]")]
+    pub runtime_cdi_dirs: Option<String>,
+    /// File with classes of block I/O
+    #[arg(long, value_name = "FILE")]
+    pub runtime_blockio_config: Option<String>,
 }
 
 impl CliArgs {
     /// Every flag that is a key, by the key's name.
-    pub(super) fn flags(&self) -> [(&'static str, Option<&str>); 13] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<&str>); 16] {
         [
             ("root", self.root.as_deref()),
             ("state", self.state.as_deref()),
@@ -69,6 +78,15 @@ impl CliArgs {
             ("stream.address", self.stream_address.as_deref()),
             ("stream.port", self.stream_port.as_deref()),
             ("runtime.default", self.runtime_default.as_deref()),
+            (
+                "runtime.create_mount_sources",
+                self.runtime_create_mount_sources.as_deref(),
+            ),
+            ("runtime.cdi_dirs", self.runtime_cdi_dirs.as_deref()),
+            (
+                "runtime.blockio_config",
+                self.runtime_blockio_config.as_deref(),
+            ),
         ]
     }
 }

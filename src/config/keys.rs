@@ -32,6 +32,9 @@ pub(super) const KEYS: &[Key] = &[
     key("stream.address", Kind::Text),
     key("stream.port", Kind::Port),
     key("runtime.default", Kind::Text),
+    key("runtime.create_mount_sources", Kind::Switch),
+    key("runtime.cdi_dirs", Kind::Paths),
+    key("runtime.blockio_config", Kind::Path),
 ];
 
 /// Below this section every name is a handler with the keys of [`HANDLER_KEYS`]; they are set in

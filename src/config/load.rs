@@ -110,6 +110,7 @@ fn take_plain(config: &mut Config, settings: &mut Settings) {
     path("state", &mut config.state);
     path("network.conf_dir", &mut config.network.conf_dir);
     path("image.hosts_dir", &mut config.image.hosts_dir);
+    path("runtime.blockio_config", &mut config.runtime.blockio_config);
     let text = |name: &str| match value(settings, name) {
         Some(Value::Text(text)) => Some(text),
         _ => None,
@@ -139,6 +140,12 @@ fn take_plain(config: &mut Config, settings: &mut Settings) {
     }
     if let Some(Value::Paths(dirs)) = value(settings, "network.plugin_dirs") {
         config.network.plugin_dirs = dirs;
+    }
+    if let Some(Value::Switch(on)) = value(settings, "runtime.create_mount_sources") {
+        config.runtime.create_mount_sources = on;
+    }
+    if let Some(Value::Paths(dirs)) = value(settings, "runtime.cdi_dirs") {
+        config.runtime.cdi_dirs = dirs;
     }
     if let Some(address) = text("stream.address") {
         match address.parse::<IpAddr>() {

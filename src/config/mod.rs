@@ -123,6 +123,12 @@ pub struct RuntimeConfig {
     pub default: String,
     /// Handlers by the name that a RuntimeClass uses.
     pub handlers: BTreeMap<String, HandlerConfig>,
+    /// Make missing host paths of mounts, as directories, instead of refusing them.
+    pub create_mount_sources: bool,
+    /// Directories of CDI specs; a later one overrides an earlier one.
+    pub cdi_dirs: Vec<PathBuf>,
+    /// File with the classes of block I/O; it need not exist.
+    pub blockio_config: PathBuf,
 }
 
 /// What a handler is.
@@ -175,6 +181,9 @@ impl Default for Config {
             runtime: RuntimeConfig {
                 default: "crisp".to_owned(),
                 handlers: BTreeMap::from([("crisp".to_owned(), HandlerConfig::Builtin)]),
+                create_mount_sources: false,
+                cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+                blockio_config: "/etc/crisp/blockio.yaml".into(),
             },
         }
     }

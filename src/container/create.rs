@@ -1,6 +1,7 @@
 //! CreateContainer: reserve, rootfs, bundle, plan, monitor, commit.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -17,14 +18,17 @@ use tracing::Instrument;
 
 use super::{
     Container, Fixed,
+    classes::{self, ClassError},
+    devices,
     driver::{Attached, Driver, Start},
     record::{ContainerRecord, Phase},
     relabel::{self, RelabelError},
-    sources::{self, SourceError},
+    sources::{self, Missing, SourceError},
     spec::{ContainerSpec, Signal},
     state::State,
     undo,
     users::PodUsers,
+    volumes::{self, Volume, VolumeError},
 };
 use crate::{
     bundle::{
@@ -32,6 +36,7 @@ use crate::{
         devices::DeviceError,
         user::{Accounts, UserError},
     },
+    cdi::CdiError,
     clock,
     error::{Chain, Classify, ErrorKind},
     events::EventKind,
@@ -111,9 +116,18 @@ pub enum CreateError {
     /// A volume cannot get the container's SELinux label.
     #[error(transparent)]
     Relabel(RelabelError),
+    /// An image cannot be a volume.
+    #[error(transparent)]
+    Volume(VolumeError),
     /// A device is not there.
     #[error(transparent)]
-    Device(DeviceError),
+    Device(#[from] DeviceError),
+    /// A CDI device is not there.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    /// A class is not there.
+    #[error(transparent)]
+    Class(ClassError),
     /// The seccomp profile cannot be used.
     #[error("config.linux.security_context.seccomp")]
     Seccomp(#[source] SeccompError),
@@ -147,7 +161,10 @@ impl Classify for CreateError {
             Self::Users(error) => error.kind(),
             Self::Source(error) => error.kind(),
             Self::Relabel(error) => error.kind(),
+            Self::Volume(error) => error.kind(),
             Self::Device(error) => error.kind(),
+            Self::Cdi(error) => error.kind(),
+            Self::Class(error) => error.kind(),
             Self::Seccomp(error) => error.kind(),
             Self::Bundle(error) => error.kind(),
             Self::Monitor(error) => error.kind(),
@@ -232,6 +249,7 @@ async fn make(
 struct Draft {
     record: ContainerRecord,
     image: Arc<Image>,
+    volumes: Vec<Volume>,
     pin: LayerPin,
     target: Option<Target>,
 }
@@ -256,6 +274,7 @@ async fn build(
         record: draft.record.clone(),
         image: Arc::clone(&draft.image),
         lowers: node.images.lowers(&draft.image),
+        volumes: draft.volumes.clone(),
         target: draft.target,
     };
     let prepared = tokio::task::spawn_blocking(move || span.in_scope(|| prepare(&input)))
@@ -293,19 +312,33 @@ async fn reserve(
         .map_err(CreateError::Image)?;
     let image = image.ok_or_else(no_image)?;
     let target = target(node, sandbox, spec)?;
-    let pin = node.images.pin(&image.id).ok_or_else(no_image)?;
+    let volumes = volumes::resolve(&node.images, &spec.mounts).map_err(CreateError::Volume)?;
+    let mut layers = image.layers().to_vec();
+    layers.extend(
+        volumes
+            .iter()
+            .flat_map(|volume| volume.image.layers().to_vec()),
+    );
+    let pin = node.images.pin_layers(&layers).ok_or_else(no_image)?;
+    let mut fixed = fixed(node, sandbox, id, spec, &image);
+    fixed.layers = layers;
+    fixed.image_volumes = volumes
+        .iter()
+        .map(|volume| (volume.index, volume.image.id.clone()))
+        .collect();
     let record = ContainerRecord {
         id: id.clone(),
         generation: 0,
         phase: Phase::Making,
         sandbox: sandbox.id.clone(),
         spec: spec.as_ref().clone(),
-        fixed: fixed(node, sandbox, id, spec, &image),
+        fixed,
         resources: None,
     };
     let mut draft = Draft {
         record,
         image,
+        volumes,
         pin,
         target,
     };
@@ -361,7 +394,8 @@ fn fixed(
         cgroup: format!("{}/{id}", sandbox.cgroup_parent),
         pid: 0,
         start_time: 0,
-        layers: image.layers().to_vec(),
+        layers: Vec::new(),
+        image_volumes: BTreeMap::new(),
     }
 }
 
@@ -407,6 +441,7 @@ struct Input {
     record: ContainerRecord,
     image: Arc<Image>,
     lowers: Vec<PathBuf>,
+    volumes: Vec<Volume>,
     target: Option<Target>,
 }
 
@@ -460,10 +495,19 @@ fn bundle(input: &Input, rootfs: &OwnedFd) -> Result<Bundled, CreateError> {
     } = input;
     let image_defaults = image_defaults(image);
     let accounts = Accounts::read(rootfs.as_fd()).map_err(CreateError::User)?;
-    let user = bundle::user::resolve(&record.spec, &image_defaults, &accounts)
+    let mut user = bundle::user::resolve(&record.spec, &image_defaults, &accounts)
         .map_err(CreateError::User)?;
-    let mount_sources = sources::resolve(&record.spec.mounts).map_err(CreateError::Source)?;
-    let devices = bundle::devices::resolve(&record.spec.devices).map_err(CreateError::Device)?;
+    let missing = Missing::of(node.config.runtime.create_mount_sources);
+    let mount_sources = sources::resolve(&record.spec.mounts, &stand_ins(input), missing)
+        .map_err(CreateError::Source)?;
+    let (devices, edits) = devices::resolve(&node.cdi, &record.spec, &mut user)?;
+    let classes = classes::resolve(
+        &record.spec,
+        &sandbox.spec,
+        Path::new(classes::RESCTRL),
+        &node.config.runtime.blockio_config,
+    )
+    .map_err(CreateError::Class)?;
     let filter = node
         .filters
         .wanted(&record.spec, &node.host)
@@ -480,6 +524,8 @@ fn bundle(input: &Input, rootfs: &OwnedFd) -> Result<Bundled, CreateError> {
         user: &user,
         mount_sources: &mount_sources,
         devices: &devices,
+        edits: &edits,
+        classes: &classes,
         seccomp: filter.as_ref().map(|filter| filter.spec.clone()),
         host: &node.host,
         paths: &paths,
@@ -556,6 +602,9 @@ fn plan(
     let mut descriptors = vec![rootfs];
     let joins = joins(input, &mut descriptors)?;
     let idmaps = users.idmaps(&input.node, &input.record.spec.mounts, &mut descriptors)?;
+    let images = &input.node.images;
+    let detached = volumes::mount(images, &input.volumes, &stand_ins(input), &mut descriptors)
+        .map_err(CreateError::Volume)?;
     let from = SpecInput {
         spec: &spec,
         id: input.record.id.as_str(),
@@ -565,6 +614,7 @@ fn plan(
         joins: &joins,
         idmaps: &idmaps,
         seccomp: filter.map(|filter| filter.plan()),
+        detached: &detached,
     };
     let mut plan = crisp_oci::spec::plan(&from).map_err(CreateError::Plan)?;
     // The exact bytes: JSON cannot hold every value.
@@ -577,6 +627,12 @@ fn plan(
         plan,
         descriptors,
     })
+}
+
+/// Where the stand-ins of images would lie, were they anywhere.
+fn stand_ins(input: &Input) -> PathBuf {
+    let state = input.node.paths.container_state(&input.record.id);
+    state.join("volumes")
 }
 
 /// The processes whose namespaces are joined, as descriptors: a number could come to mean another.

@@ -175,6 +175,7 @@ fn read_back(
         joins: &[],
         idmaps: &[],
         seccomp: None,
+        detached: &[],
     };
     match crisp_oci::spec::plan(&input) {
         Ok(plan) => Ok(Arc::new(plan.process)),

@@ -15,7 +15,9 @@
 
 pub mod attach;
 pub mod capability;
+pub mod classes;
 pub mod create;
+pub mod devices;
 pub mod driver;
 pub mod exec;
 pub mod output;
@@ -28,8 +30,9 @@ pub mod state;
 pub mod undo;
 pub mod update;
 mod users;
+pub mod volumes;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crisp_oci::plan::ProcessPlan;
@@ -93,8 +96,12 @@ pub struct Fixed {
     pub pid: i32,
     /// When that process started, in clock ticks since boot.
     pub start_time: u64,
-    /// The layers of its image by their keys, kept while it exists.
+    /// The layers of its image, and of the images that are its volumes, by their keys: kept while it
+    /// exists.
     pub layers: Vec<String>,
+    /// Ids of the images that are its volumes, by the place of the mount.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub image_volumes: BTreeMap<usize, String>,
 }
 
 impl Fixed {

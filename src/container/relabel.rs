@@ -289,6 +289,8 @@ mod tests {
         MountSpec {
             container_path: "/v".into(),
             host_path: "/v".into(),
+            image: None,
+            options: Vec::new(),
             readonly: false,
             recursive_read_only: false,
             selinux_relabel: relabel,

@@ -99,13 +99,55 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// A bind mount as asked.
+/// An option of a mount that takes something away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountOption {
+    /// No program on it is executed.
+    NoExec,
+    /// Set-user-ID bits on it mean nothing.
+    NoSuid,
+    /// Device nodes on it mean nothing.
+    NoDev,
+}
+
+impl MountOption {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::NoExec, Self::NoSuid, Self::NoDev];
+
+    /// The word for it, in requests and in runtime specs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoExec => "noexec",
+            Self::NoSuid => "nosuid",
+            Self::NoDev => "nodev",
+        }
+    }
+}
+
+/// An image that is mounted read-only in the place of a host path.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// Which.
+    pub image: ImageRequest,
+    /// A directory in it that is meant instead of its root; empty for none.
+    pub sub_path: String,
+}
+
+/// A mount as asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
     /// Absolute path in the container, as written.
     pub container_path: String,
-    /// Absolute path on the host, as written; may be a symbolic link.
+    /// Absolute path on the host, as written; may be a symbolic link. Empty with an image.
     pub host_path: String,
+    /// What is mounted instead of a host path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
+    /// Options beside those that have fields of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<MountOption>,
     /// Read-only.
     pub readonly: bool,
     /// Read-only with everything mounted below.

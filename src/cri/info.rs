@@ -25,7 +25,12 @@ pub fn node(node: &Node) -> HashMap<String, String> {
             "pluginDirs": node.config.network.plugin_dirs,
         },
         "image": { "hostsDir": node.config.image.hosts_dir },
-        "runtime": { "default": node.config.runtime.default },
+        "runtime": {
+            "default": node.config.runtime.default,
+            "cdiDirs": node.config.runtime.cdi_dirs,
+            "blockioConfig": node.config.runtime.blockio_config,
+            "createMountSources": node.config.runtime.create_mount_sources,
+        },
     });
     let steps: serde_json::Map<String, Value> = observe::steps::snapshot()
         .into_iter()
@@ -39,9 +44,12 @@ pub fn node(node: &Node) -> HashMap<String, String> {
         })
         .collect();
     let network = json!({ "configuration": node.network.loaded().list.as_ref().map(|list| list.name.clone()) });
+    let known = node.cdi.known();
+    let cdi = json!({ "devices": known.names(), "problems": known.problems });
     let cut = container::exec::cut();
     let exec = json!({ "outputsCut": cut.commands, "bytesCut": cut.bytes });
     HashMap::from([
+        ("cdi".to_owned(), cdi.to_string()),
         ("config".to_owned(), config.to_string()),
         ("exec".to_owned(), exec.to_string()),
         ("network".to_owned(), network.to_string()),

@@ -405,6 +405,7 @@ impl RuntimeService for Runtime {
             features: Some(proto::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: features.user_namespaces,
+                mount_options: true,
                 ..proto::RuntimeFeatures::default()
             }),
         }))

@@ -62,6 +62,7 @@ pub fn container_as(container: &Container, state: &State, resources: &Resources)
         image_ref: fixed.image_ref.clone(),
         image_id: fixed.image_id.clone(),
         log_path: fixed.log_path.to_string_lossy().into_owned(),
+        image_volumes: fixed.image_volumes.clone(),
         resources: resources.clone(),
         user: ResolvedUser {
             uid: fixed.uid,

@@ -99,6 +99,7 @@ mod tests {
                     },
                 ),
             ]),
+            ..crate::config::Config::default().runtime
         });
         assert_eq!(handlers.find(""), Ok(&HandlerConfig::Builtin));
         assert_eq!(handlers.find("crisp"), Ok(&HandlerConfig::Builtin));

@@ -40,7 +40,7 @@ pub async fn connect(directory: &Path) -> Result<Connected, MonitorError> {
     let hello = Request::Hello {
         version: protocol::PROTOCOL_VERSION,
     };
-    match monitor.timed("hello", hello).await {
+    match monitor.timed("hello", hello, super::REQUEST_LIMIT).await {
         Ok(answer) => match answer.reply {
             Reply::Snapshot(snapshot) => Ok(Connected {
                 monitor,

@@ -30,6 +30,8 @@ use crate::{
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a monitor may take for a request that does no waiting of its own.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a start may take: hooks of devices run before and after it.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// A monitor that answers.
 #[derive(Clone)]
@@ -159,7 +161,8 @@ impl Monitor {
     /// # Errors
     /// [`MonitorError::Refused`] when the program could not be executed.
     pub async fn start(&self) -> Result<(), MonitorError> {
-        self.ask("start", Request::Start).await
+        let answer = self.timed("start", Request::Start, START_LIMIT).await?;
+        done(answer)
     }
 
     /// Sends a signal to the container's first process.
@@ -208,23 +211,27 @@ impl Monitor {
     }
 
     async fn ask(&self, name: &'static str, request: Request) -> Result<(), MonitorError> {
-        let answer = self.timed(name, request).await?;
-        match answer.reply {
-            Reply::Ok => Ok(()),
-            other => Err(MonitorError::refused(other)),
-        }
+        done(self.timed(name, request, REQUEST_LIMIT).await?)
     }
 
     async fn timed(
         &self,
         name: &'static str,
         request: Request,
+        limit: Duration,
     ) -> Result<link::Answer, MonitorError> {
-        tokio::time::timeout(REQUEST_LIMIT, self.link.call(request, &[]))
+        tokio::time::timeout(limit, self.link.call(request, &[]))
             .await
             .map_err(|_| MonitorError::Late {
                 request: name,
-                limit: REQUEST_LIMIT,
+                limit,
             })?
+    }
+}
+
+fn done(answer: link::Answer) -> Result<(), MonitorError> {
+    match answer.reply {
+        Reply::Ok => Ok(()),
+        other => Err(MonitorError::refused(other)),
     }
 }

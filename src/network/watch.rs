@@ -6,22 +6,20 @@
 //! load a pointer.
 
 use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, RawFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::{io::unix::AsyncFd, task::JoinHandle, time::sleep};
+use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
     NetworkConfig,
     conflist::{self, ConfList, Loaded},
     probe::{self, Probe},
 };
+use crate::watch::Changes;
 
 /// Looks again without an event: for file systems without inotify, binaries that appear, STATUS.
 const TICK: Duration = Duration::from_secs(10);
@@ -188,7 +186,7 @@ fn choose(loaded: &Loaded, dir: &Path) -> Result<Arc<ConfList>, NotReady> {
 async fn keep(config: NetworkConfig, state: Arc<ArcSwap<State>>) {
     let mut probe = Probe::default();
     loop {
-        let events = Events::on(&config.conf_dir);
+        let events = Changes::of(&config.conf_dir);
         reload(&config, &state).await;
         let loaded = Arc::clone(&state.load().loaded);
         let round = async {
@@ -201,7 +199,7 @@ async fn keep(config: NetworkConfig, state: Arc<ArcSwap<State>>) {
         // An event ends a probe that hangs, too: the new configuration may name other plugins.
         tokio::select! {
             () = round => {}
-            () = events.any() => sleep(SETTLE).await,
+            () = events.first() => sleep(SETTLE).await,
         }
     }
 }
@@ -232,69 +230,4 @@ fn publish(state: &ArcSwap<State>, loaded: Arc<Loaded>, verdict: Result<(), NotR
         }
     }
     state.store(Arc::new(State { loaded, verdict }));
-}
-
-/// An inotify instance for one round.
-struct Events(Option<AsyncFd<Instance>>);
-
-struct Instance(Inotify);
-
-impl AsRawFd for Instance {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl Events {
-    /// Without inotify (limits used up) the tick alone works on.
-    fn on(dir: &Path) -> Self {
-        let watched = watch_nearest(dir);
-        if let Err(error) = &watched {
-            tracing::debug!(dir = %dir.display(), %error, "no inotify watch, relying on the tick");
-        }
-        Self(watched.ok())
-    }
-
-    /// Waits for the first event.
-    async fn any(&self) {
-        match &self.0 {
-            Some(instance) => {
-                if instance.readable().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn watch_nearest(dir: &Path) -> io::Result<AsyncFd<Instance>> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let content = AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_MOVED_TO
-        | AddWatchFlags::IN_MOVED_FROM
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_DELETE_SELF
-        | AddWatchFlags::IN_MOVE_SELF
-        | AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_ATTRIB;
-    // While the directory is missing only the appearance of its path matters.
-    let appearance = AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_MOVED_TO
-        | AddWatchFlags::IN_DELETE_SELF
-        | AddWatchFlags::IN_MOVE_SELF;
-    let mut result = inotify.add_watch(dir, content);
-    for ancestor in dir.ancestors().skip(1) {
-        if result != Err(nix::Error::ENOENT) {
-            break;
-        }
-        result = inotify.add_watch(ancestor, appearance);
-    }
-    result?;
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, and this value owns its descriptor for as long as it lives"
-    )]
-    let watched = AsyncFd::with_interest(Instance(inotify), tokio::io::Interest::READABLE)?;
-    Ok(watched)
 }

@@ -1,5 +1,6 @@
 //! The cases, by topic.
 
+mod hooks;
 mod hostile;
 mod inside;
 mod life;
@@ -79,5 +80,17 @@ cases! {
         host_mounts_reach_slaves_also_while_created
         shared_mounts_reach_the_host
         private_mounts_stay_apart
-        a_source_below_a_volume_cannot_leave_it;
+        a_source_below_a_volume_cannot_leave_it
+        a_detached_mount_is_a_volume_whole_or_in_part
+        a_part_of_a_detached_mount_cannot_lie_outside_of_it
+        options_of_a_tmpfs_are_in_force
+        a_process_joins_its_group_of_cache_and_bandwidth;
+    hooks:
+        hooks_run_in_order_and_are_told_the_state
+        create_container_hooks_change_the_root_before_the_pivot
+        a_hook_gets_its_own_three_descriptors_only
+        a_hook_that_fails_before_the_start_undoes_the_container
+        a_hook_that_fails_at_the_start_is_told
+        a_hook_ends_at_its_timeout_with_all_it_started
+        what_a_hook_prints_or_leaves_running_holds_nobody_up;
 }

@@ -11,19 +11,21 @@
 mod cancel;
 mod chroot;
 mod churn;
+mod devices;
 mod exec;
 mod input;
 mod lifecycle;
-mod recovery;
 mod logs;
 mod oom;
+mod recovery;
 mod restart;
+mod security;
 mod steps;
 mod updates;
 mod usage;
-mod watching;
-mod security;
 mod users;
+mod volumes;
+mod watching;
 
 use std::time::Duration;
 
@@ -51,8 +53,15 @@ impl Host {
     }
 
     async fn without_image() -> Self {
+        Self::configured(|_| String::new()).await
+    }
+
+    /// Starts them with more lines of configuration (whole tables), made for the daemon's directory.
+    async fn configured(lines: impl FnOnce(&std::path::Path) -> String) -> Self {
         let registry = suite::registry().unwrap();
         let mut daemon = Daemon::new(runtime_under_test(), &registry.url(), None).unwrap();
+        let lines = lines(daemon.site().dir());
+        daemon.configure(&lines);
         daemon.start().await.unwrap();
         let pods = Pods::connect(&daemon).await.unwrap();
         Self {

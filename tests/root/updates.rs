@@ -80,7 +80,10 @@ async fn an_update_is_all_or_nothing_and_outlives_the_daemon() {
     host.daemon.kill().unwrap();
     host.again().await;
     let after = host.resources(&id).await;
-    assert_eq!((after.cpu_shares, after.memory_limit_in_bytes), (1024, 96 * MIB));
+    assert_eq!(
+        (after.cpu_shares, after.memory_limit_in_bytes),
+        (1024, 96 * MIB)
+    );
     assert_eq!(memory(), 96 << 20);
     host.pods.stop(&id, 0).await.unwrap();
     let refused = host.update(&id, after).await.unwrap_err();
@@ -96,14 +99,20 @@ async fn a_limit_below_what_is_in_use_is_refused_in_clear_words() {
     // The shell keeps what it reads: memory that cannot be given back.
     let hold = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo held; sleep 1000; echo $x";
     let mut config = limited(host.pods.container("c", &["sh", "-c", hold]));
-    config.linux.as_mut().unwrap().resources.as_mut().unwrap().memory_limit_in_bytes = 256 * MIB;
+    config
+        .linux
+        .as_mut()
+        .unwrap()
+        .resources
+        .as_mut()
+        .unwrap()
+        .memory_limit_in_bytes = 256 * MIB;
     let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
     let log = host.pods.log_directory("full").join("c.log");
-    assert!(
-        crisp_harness::process::until(std::time::Duration::from_secs(20), || {
-            crisp_harness::pods::log_lines(&log, "stdout").is_ok_and(|lines| lines == ["held"])
-        })
-    );
+    assert!(crisp_harness::process::until(
+        std::time::Duration::from_secs(20),
+        || { crisp_harness::pods::log_lines(&log, "stdout").is_ok_and(|lines| lines == ["held"]) }
+    ));
     let less = LinuxContainerResources {
         memory_limit_in_bytes: 8 * MIB,
         cpu_shares: 2,
@@ -113,9 +122,15 @@ async fn a_limit_below_what_is_in_use_is_refused_in_clear_words() {
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     assert!(refused.message().contains("in use"), "{refused}");
     let after = host.resources(&id).await;
-    assert_eq!((after.memory_limit_in_bytes, after.cpu_shares), (256 * MIB, 512));
+    assert_eq!(
+        (after.memory_limit_in_bytes, after.cpu_shares),
+        (256 * MIB, 512)
+    );
     let pid = host.pods.pid(&id).await.unwrap();
-    assert_eq!(cgroup::number(pid, cgroup::MEMORY_LIMIT).unwrap(), 256 << 20);
+    assert_eq!(
+        cgroup::number(pid, cgroup::MEMORY_LIMIT).unwrap(),
+        256 << 20
+    );
     host.pods.remove_all().await.unwrap();
 }
 
@@ -128,11 +143,10 @@ async fn an_oom_score_reaches_every_process_and_later_execs() {
     let config = limited(host.pods.container("c", &["sh", "-c", script]));
     let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
     let log = host.pods.log_directory("score").join("c.log");
-    assert!(
-        crisp_harness::process::until(std::time::Duration::from_secs(20), || {
-            crisp_harness::pods::log_lines(&log, "stdout").is_ok_and(|lines| lines == ["up"])
-        })
-    );
+    assert!(crisp_harness::process::until(
+        std::time::Duration::from_secs(20),
+        || { crisp_harness::pods::log_lines(&log, "stdout").is_ok_and(|lines| lines == ["up"]) }
+    ));
     let update = LinuxContainerResources {
         oom_score_adj: 950,
         ..LinuxContainerResources::default()
@@ -174,7 +188,10 @@ async fn resources_of_a_pod_are_noted_and_limit_a_group_of_our_own() {
         resources: of(112 * MIB),
     };
     let mut runtime = host.pods.cri.runtime.clone();
-    runtime.update_pod_sandbox_resources(request.clone()).await.unwrap();
+    runtime
+        .update_pod_sandbox_resources(request.clone())
+        .await
+        .unwrap();
     let pid = host.pods.pid(&id).await.unwrap();
     let own = cgroup::directory(pid, cgroup::MEMORY_LIMIT).unwrap();
     let parent = own.parent().unwrap();
@@ -183,7 +200,10 @@ async fn resources_of_a_pod_are_noted_and_limit_a_group_of_our_own() {
         .find_map(|file| std::fs::read_to_string(parent.join(file)).ok());
     assert_eq!(limit.unwrap().trim(), (128 << 20).to_string());
     host.pods.stop_pod(&pod).await.unwrap();
-    let refused = runtime.update_pod_sandbox_resources(request).await.unwrap_err();
+    let refused = runtime
+        .update_pod_sandbox_resources(request)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     host.pods.remove_all().await.unwrap();
 }

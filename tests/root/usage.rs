@@ -31,7 +31,13 @@ impl Host {
         let request = ContainerStatsRequest {
             container_id: container.to_owned(),
         };
-        let answer = self.pods.cri.runtime.clone().container_stats(request).await?;
+        let answer = self
+            .pods
+            .cri
+            .runtime
+            .clone()
+            .container_stats(request)
+            .await?;
         Ok(answer.into_inner().stats.expect("stats are told"))
     }
 
@@ -52,7 +58,13 @@ impl Host {
         let request = PodSandboxStatsRequest {
             pod_sandbox_id: pod.to_owned(),
         };
-        let answer = self.pods.cri.runtime.clone().pod_sandbox_stats(request).await?;
+        let answer = self
+            .pods
+            .cri
+            .runtime
+            .clone()
+            .pod_sandbox_stats(request)
+            .await?;
         Ok(answer.into_inner().stats.expect("stats are told"))
     }
 }
@@ -92,7 +104,10 @@ async fn lists_of_figures_hold_what_runs_and_follow_the_filter() {
     let (pod, runs) = host.running("one", &["sleep", "1000"]).await;
     let (_other, second) = host.running("two", &["sleep", "1000"]).await;
     let (_third, ended) = host.running("three", &["true"]).await;
-    host.pods.exited(&ended, Duration::from_secs(10)).await.unwrap();
+    host.pods
+        .exited(&ended, Duration::from_secs(10))
+        .await
+        .unwrap();
     let ids = |stats: Vec<ContainerStats>| -> BTreeSet<String> {
         let ids = stats.into_iter().map(|one| one.attributes.unwrap().id);
         ids.collect()
@@ -103,12 +118,18 @@ async fn lists_of_figures_hold_what_runs_and_follow_the_filter() {
         pod_sandbox_id: pod.clone(),
         ..ContainerStatsFilter::default()
     };
-    assert_eq!(ids(host.all_stats(of_pod).await), BTreeSet::from([runs.clone()]));
+    assert_eq!(
+        ids(host.all_stats(of_pod).await),
+        BTreeSet::from([runs.clone()])
+    );
     let shortened = ContainerStatsFilter {
         id: second[..13].to_owned(),
         ..ContainerStatsFilter::default()
     };
-    assert_eq!(ids(host.all_stats(shortened).await), BTreeSet::from([second]));
+    assert_eq!(
+        ids(host.all_stats(shortened).await),
+        BTreeSet::from([second])
+    );
     let labelled = ContainerStatsFilter {
         label_selector: [("no".to_owned(), "such".to_owned())].into(),
         ..ContainerStatsFilter::default()
@@ -219,7 +240,11 @@ async fn every_metric_that_is_described_is_told_of_every_pod() {
         .descriptors;
     if host.daemon.kind() == Kind::Crisp {
         // Hugepages and pressure are told where the host accounts for them.
-        assert!((48..=56).contains(&descriptors.len()), "{}", descriptors.len());
+        assert!(
+            (48..=56).contains(&descriptors.len()),
+            "{}",
+            descriptors.len()
+        );
     }
     let pods = runtime
         .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
@@ -239,15 +264,28 @@ async fn every_metric_that_is_described_is_told_of_every_pod() {
         for descriptor in &descriptors {
             assert!(!descriptor.help.is_empty() && !descriptor.label_keys.is_empty());
             let of = samples.get(descriptor.name.as_str());
-            let of = of.unwrap_or_else(|| panic!("{} of {}", descriptor.name, of_pod.pod_sandbox_id));
+            let of =
+                of.unwrap_or_else(|| panic!("{} of {}", descriptor.name, of_pod.pod_sandbox_id));
             for sample in of {
-                assert_eq!(sample.label_values.len(), descriptor.label_keys.len(), "{sample:?}");
+                assert_eq!(
+                    sample.label_values.len(),
+                    descriptor.label_keys.len(),
+                    "{sample:?}"
+                );
                 assert!(sample.timestamp > 0 && sample.value.is_some());
             }
         }
-        assert!(samples.keys().all(|name| descriptors.iter().any(|d| d.name == *name)));
+        assert!(
+            samples
+                .keys()
+                .all(|name| descriptors.iter().any(|d| d.name == *name))
+        );
     }
-    assert!([&pod, &empty].iter().all(|id| pods.iter().any(|p| p.pod_sandbox_id == **id)));
+    assert!(
+        [&pod, &empty]
+            .iter()
+            .all(|id| pods.iter().any(|p| p.pod_sandbox_id == **id))
+    );
     let of = pods.iter().find(|p| p.pod_sandbox_id == pod).unwrap();
     let value = |name: &str| {
         let metrics = &of.container_metrics[0].metrics;
@@ -297,7 +335,9 @@ async fn streams_of_lists_hold_each_item_once_and_end() {
         StreamPodSandboxesRequest::default(),
         pod_sandboxes
     );
-    let listed = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await;
+    let listed = runtime
+        .list_pod_sandbox(ListPodSandboxRequest::default())
+        .await;
     assert_eq!(pods, listed.unwrap().into_inner().items);
     let containers = collected!(
         runtime,
@@ -305,9 +345,16 @@ async fn streams_of_lists_hold_each_item_once_and_end() {
         StreamContainersRequest::default(),
         containers
     );
-    let listed = runtime.list_containers(ListContainersRequest::default()).await;
+    let listed = runtime
+        .list_containers(ListContainersRequest::default())
+        .await;
     assert_eq!(containers, listed.unwrap().into_inner().containers);
-    let streamed = collected!(images, stream_images, StreamImagesRequest::default(), images);
+    let streamed = collected!(
+        images,
+        stream_images,
+        StreamImagesRequest::default(),
+        images
+    );
     let listed = images.list_images(ListImagesRequest::default()).await;
     assert_eq!(streamed, listed.unwrap().into_inner().images);
     let stats = collected!(
@@ -316,7 +363,10 @@ async fn streams_of_lists_hold_each_item_once_and_end() {
         StreamContainerStatsRequest::default(),
         container_stats
     );
-    let ids: BTreeSet<String> = stats.into_iter().map(|s| s.attributes.unwrap().id).collect();
+    let ids: BTreeSet<String> = stats
+        .into_iter()
+        .map(|s| s.attributes.unwrap().id)
+        .collect();
     assert_eq!(ids, containers.iter().map(|c| c.id.clone()).collect());
     let stats = collected!(
         runtime,
@@ -324,7 +374,10 @@ async fn streams_of_lists_hold_each_item_once_and_end() {
         StreamPodSandboxStatsRequest::default(),
         pod_sandbox_stats
     );
-    let ids: BTreeSet<String> = stats.into_iter().map(|s| s.attributes.unwrap().id).collect();
+    let ids: BTreeSet<String> = stats
+        .into_iter()
+        .map(|s| s.attributes.unwrap().id)
+        .collect();
     let known: BTreeSet<String> = pods.iter().map(|pod| pod.id.clone()).collect();
     assert_eq!(ids, known);
     let metrics = collected!(
@@ -374,7 +427,11 @@ async fn a_list_of_figures_never_fails_while_pods_come_and_go() {
 
 async fn images_fs(host: &Host) {
     let info = host.pods.cri.image.clone();
-    let info = { info }.image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
+    let info = { info }
+        .image_fs_info(ImageFsInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert!(plain(info.image_filesystems[0].used_bytes.as_ref()) > 0);
     assert_eq!(info.container_filesystems.len(), 1);
 }

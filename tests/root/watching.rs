@@ -43,9 +43,24 @@ async fn every_listener_hears_a_life_in_its_order_with_the_state_of_the_pod() {
     let expected = [
         (&pod, Created, ready, None),
         (&pod, Started, ready, None),
-        (&container, Created, ready, Some(ContainerState::ContainerCreated)),
-        (&container, Started, ready, Some(ContainerState::ContainerRunning)),
-        (&container, Stopped, ready, Some(ContainerState::ContainerExited)),
+        (
+            &container,
+            Created,
+            ready,
+            Some(ContainerState::ContainerCreated),
+        ),
+        (
+            &container,
+            Started,
+            ready,
+            Some(ContainerState::ContainerRunning),
+        ),
+        (
+            &container,
+            Stopped,
+            ready,
+            Some(ContainerState::ContainerExited),
+        ),
         (&container, Deleted, ready, None),
         (&pod, Stopped, not_ready, None),
         (&pod, Deleted, not_ready, None),
@@ -54,7 +69,10 @@ async fn every_listener_hears_a_life_in_its_order_with_the_state_of_the_pod() {
     for (id, kind, sandbox, state) in expected {
         let event = next(&mut one).await;
         assert_eq!(event, next(&mut two).await, "all hear the same");
-        assert_eq!((&event.container_id, event.container_event_type()), (id, kind));
+        assert_eq!(
+            (&event.container_id, event.container_event_type()),
+            (id, kind)
+        );
         assert!(event.created_at > last, "times grow");
         last = event.created_at;
         let status = event.pod_sandbox_status.unwrap();
@@ -112,9 +130,18 @@ async fn no_event_is_lost_under_load_and_a_listener_does_not_keep_the_daemon_up(
         life.await.unwrap();
     }
     assert_eq!(heard.len(), 16);
-    assert!(heard.values().all(|kinds| *kinds == [0, 1, 2, 3]), "{heard:?}");
+    assert!(
+        heard.values().all(|kinds| *kinds == [0, 1, 2, 3]),
+        "{heard:?}"
+    );
     let took = host.daemon.stop(Duration::from_secs(10)).unwrap();
-    assert!(took.is_some_and(|took| took < Duration::from_secs(1)), "{took:?}");
-    let end = events.message().await.expect_err("the stream has an end with a reason");
+    assert!(
+        took.is_some_and(|took| took < Duration::from_secs(1)),
+        "{took:?}"
+    );
+    let end = events
+        .message()
+        .await
+        .expect_err("the stream has an end with a reason");
     assert_eq!(end.code(), Code::Unavailable, "{end}");
 }

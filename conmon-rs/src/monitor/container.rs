@@ -6,7 +6,7 @@ use crate::oom::Oom;
 use crate::stdio::Streams;
 use conmon_rs::log::Log;
 use conmon_rs::protocol::{PROTOCOL_VERSION, Phase, Snapshot};
-use crisp_oci::apply::{JoinedNamespaces, StartGate};
+use crisp_oci::apply::{Hooks, JoinedNamespaces, StartGate};
 use crisp_oci::cgroup::{Cgroup, Hierarchy};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +33,8 @@ pub struct Container {
     pub start_failure: Option<(i32, String)>,
     /// Its group.
     pub cgroup: Cgroup,
+    /// What others want to run yet; most containers have none.
+    pub hooks: Option<Box<Hooks>>,
     /// The trees the group is in.
     pub hierarchy: Hierarchy,
     /// What an exec has to join.

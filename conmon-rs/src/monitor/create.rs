@@ -124,6 +124,7 @@ impl Monitor {
             gate,
             console,
             cgroup,
+            hooks,
         } = created;
         let watched = match console {
             Some(master) => Streams::terminal(master, wanted),
@@ -156,6 +157,7 @@ impl Monitor {
             gate: Some(gate),
             start_failure: None,
             cgroup,
+            hooks,
             hierarchy: plan.cgroup.hierarchy.clone(),
             joined: JoinedNamespaces::of(plan),
             oom_score_adj: plan.process.oom_score_adj,

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! init reaped -> leftovers killed -> streams drained -> log flushed -> OOM counter read
-//!   -> record renamed into place -> Exited event -> cgroup removed -> acknowledged, or alone too long
+//!   -> record renamed into place -> Exited event -> cgroup removed -> poststop hooks
+//!   -> acknowledged, or alone too long
 //! ```
 
 use crate::container::{Container, now_ns};
@@ -16,6 +17,7 @@ use crate::requests::Refusal;
 use conmon_rs::exit::{EXIT_VERSION, ExitRecord};
 use conmon_rs::log::Stream;
 use conmon_rs::protocol::{EXIT_NAME, Event, Phase, Reply, STAGE_PHASE};
+use crisp_sys::clone::SingleThreaded;
 use crisp_sys::pidfd::WaitStatus;
 use crisp_sys::{Errno, fd, path};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,6 +116,7 @@ impl Monitor {
             return;
         };
         container.clear_up(now);
+        container.run_last_hooks(&self.token);
         let (id, linger) = (&container.id, container.linger);
         let Some(ending) = &mut container.ending else {
             return;
@@ -289,6 +292,21 @@ impl Container {
             finished_at_ns,
             lost_bytes: self.log.as_ref().map_or(0, |log| log.counters().lost_bytes),
             reason,
+        }
+    }
+
+    /// Runs the hooks for the end, once: when nothing of the container is left.
+    fn run_last_hooks(&mut self, token: &SingleThreaded) {
+        let over = |ending: &Ending| matches!(ending.stage, Stage::Over);
+        if !self.ending.as_ref().is_some_and(over) {
+            return;
+        }
+        for failed in self.hooks.take().iter().flat_map(|h| h.after_stop(token)) {
+            report::say(&format!(
+                "conmon-rs[{}]: {}",
+                self.id,
+                report::chain(&failed)
+            ));
         }
     }
 

@@ -174,7 +174,7 @@ impl Monitor {
             ));
         };
         match request {
-            Request::Start => container.start()?,
+            Request::Start => container.start(&self.token)?,
             Request::Signal { signo } => container.signal(signo)?,
             Request::ReopenLog => container.reopen_log()?,
             Request::Exec(exec) => return container.exec(&self.token, exec, fds),

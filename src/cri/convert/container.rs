@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{
     HostSupport,
     field::{Field, MAX_PATH, Result, annotations, labels, quoted},
-    mounts::{devices, mounts},
+    mounts::{cdi_devices, devices, mounts},
     resources::resources,
     security::container_security,
 };
@@ -39,10 +39,6 @@ pub fn container(
             .child("windows")
             .unsupported("this is a Linux runtime"));
     }
-    if !config.cdi_devices.is_empty() {
-        let problem = "CDI devices are not supported by this version of crisp";
-        return Err(field.child("CDI_devices").unsupported(problem));
-    }
     let empty = proto::LinuxContainerConfig::default();
     let linux = config.linux.as_ref().unwrap_or(&empty);
     let linux_field = field.child("linux");
@@ -55,6 +51,7 @@ pub fn container(
         Some(asked) => resources(&linux_field.child("resources"), asked)?,
         None => Resources::default(),
     };
+    let annotations = annotations(&field.child("annotations"), &config.annotations)?;
     Ok(ContainerSpec {
         metadata: metadata(&field.child("metadata"), config.metadata.as_ref())?,
         image: image(&field.child("image"), config.image.as_ref())?,
@@ -64,9 +61,9 @@ pub fn container(
         envs: envs(&field.child("envs"), &config.envs)?,
         mounts: mounts(&field.child("mounts"), &config.mounts, security.privileged)?,
         devices: devices(&field.child("devices"), &config.devices)?,
-        cdi_devices: Vec::new(),
+        cdi_devices: cdi_devices(&field, &config.cdi_devices, &annotations)?,
         labels: labels(&field.child("labels"), &config.labels)?,
-        annotations: annotations(&field.child("annotations"), &config.annotations)?,
+        annotations,
         log_path: log_path(&field.child("log_path"), &config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -138,8 +135,8 @@ fn metadata(
     })
 }
 
-/// The image a container is made of. The reference itself is judged by `image::reference`.
-fn image(field: &Field<'_>, image: Option<&proto::ImageSpec>) -> Result<ImageRequest> {
+/// The image a container is made of, or that is one of its volumes. The reference itself is judged by `image::reference`.
+pub(super) fn image(field: &Field<'_>, image: Option<&proto::ImageSpec>) -> Result<ImageRequest> {
     let image = field.required(image)?;
     let name = field.child("image");
     if image.image.is_empty() {

@@ -1,17 +1,26 @@
 //! Mounts and devices of a container.
 
+use std::collections::BTreeMap;
+
 use super::{
-    field::{Field, Result, quoted},
+    field::{Field, MAX_PATH, Result, quoted},
     security::range,
 };
 use crate::{
-    container::spec::{DeviceSpec, MountSpec, Propagation},
+    cdi,
+    container::spec::{DeviceSpec, ImageVolume, MountOption, MountSpec, Propagation},
     cri::proto,
     sandbox::spec::IdMapping,
 };
 
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 4096;
+/// What annotations begin with that name CDI devices.
+const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+/// Most images among them: each is a descriptor that travels to the monitor.
+const MAX_IMAGES: usize = 128;
+/// Most options of a mount.
+const MAX_OPTIONS: usize = 64;
 /// Most devices of a container.
 const MAX_DEVICES: usize = 4096;
 /// Most ranges of a map: the kernel's limit.
@@ -39,15 +48,19 @@ pub(super) fn mounts(
     privileged: bool,
 ) -> Result<Vec<MountSpec>> {
     field.count(asked, MAX_MOUNTS)?;
-    asked
-        .iter()
-        .enumerate()
+    let numbered = asked.iter().enumerate();
+    let mounts: Vec<MountSpec> = numbered
         .map(|(i, mount)| one(&field.index(i), mount, privileged))
-        .collect()
+        .collect::<Result<_>>()?;
+    if mounts.iter().filter(|mount| mount.image.is_some()).count() > MAX_IMAGES {
+        return Err(field.invalid(format!("must have at most {MAX_IMAGES} images")));
+    }
+    Ok(mounts)
 }
 
 fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<MountSpec> {
-    unsupported_kinds(field, asked)?;
+    let image = image_volume(field, asked)?;
+    let options = options(&field.child("mount_options"), &asked.mount_options)?;
     let propagation = match field.child("propagation").enumerated(asked.propagation)? {
         proto::MountPropagation::PropagationPrivate => Propagation::Private,
         proto::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
@@ -72,7 +85,10 @@ fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<Moun
         let problem = "must be set if and only if gidMappings is";
         return Err(field.child("uidMappings").invalid(problem));
     }
-    let host_path = host_path(&field.child("host_path"), &asked.host_path)?;
+    let host_path = match image {
+        Some(_) => String::new(),
+        None => host_path(&field.child("host_path"), &asked.host_path)?,
+    };
     target(
         &field.child("container_path"),
         &asked.container_path,
@@ -81,6 +97,8 @@ fn one(field: &Field<'_>, asked: &proto::Mount, privileged: bool) -> Result<Moun
     Ok(MountSpec {
         container_path: asked.container_path.clone(),
         host_path: asked.host_path.clone(),
+        image,
+        options,
         readonly: asked.readonly,
         recursive_read_only: asked.recursive_read_only,
         selinux_relabel: asked.selinux_relabel,
@@ -112,25 +130,58 @@ fn mappings(field: &Field<'_>, asked: &[proto::IdMapping]) -> Result<Vec<IdMappi
     Ok(ranges)
 }
 
-fn unsupported_kinds(field: &Field<'_>, asked: &proto::Mount) -> Result<()> {
-    // An image volume is told by its image's name; clients may send an empty message.
-    if asked
-        .image
-        .as_ref()
-        .is_some_and(|image| !image.image.is_empty())
-    {
-        let problem = "image volumes are not supported by this version of crisp";
-        return Err(field.child("image").unsupported(problem));
+/// The image to mount, if one is asked for. It is told by its name: clients may send an empty
+/// message.
+fn image_volume(field: &Field<'_>, asked: &proto::Mount) -> Result<Option<ImageVolume>> {
+    let image = asked.image.as_ref().filter(|image| !image.image.is_empty());
+    let Some(image) = image else {
+        if !asked.image_sub_path.is_empty() {
+            let problem = "must be empty unless image is set";
+            return Err(field.child("image_sub_path").invalid(problem));
+        }
+        return Ok(None);
+    };
+    if !asked.host_path.is_empty() {
+        let problem = "must be empty if image is set";
+        return Err(field.child("host_path").invalid(problem));
     }
-    if !asked.image_sub_path.is_empty() {
-        let problem = "must be empty unless image is set";
-        return Err(field.child("image_sub_path").invalid(problem));
+    if !asked.readonly {
+        let problem = "must be set if image is set: images are mounted read-only";
+        return Err(field.child("readonly").invalid(problem));
     }
-    if !asked.mount_options.is_empty() {
-        let problem = "mount options are not supported by this version of crisp";
-        return Err(field.child("mount_options").unsupported(problem));
+    if asked.propagation == i32::from(proto::MountPropagation::PropagationBidirectional) {
+        let problem = "must not be PROPAGATION_BIDIRECTIONAL if image is set: an image is mounted \
+                       nowhere on the host";
+        return Err(field.child("propagation").invalid(problem));
     }
-    Ok(())
+    let sub_path = field.child("image_sub_path");
+    sub_path.at_most(&asked.image_sub_path, MAX_PATH)?;
+    sub_path.no_nul(&asked.image_sub_path)?;
+    Ok(Some(ImageVolume {
+        image: super::container::image(&field.child("image"), Some(image))?,
+        sub_path: asked.image_sub_path.clone(),
+    }))
+}
+
+/// What takes something away from a mount. What gives something, such as `exec`, could undo what
+/// the host mounted it with.
+fn options(field: &Field<'_>, asked: &[String]) -> Result<Vec<MountOption>> {
+    field.count(asked, MAX_OPTIONS)?;
+    let mut options = Vec::new();
+    for (index, word) in asked.iter().enumerate() {
+        let known = MountOption::ALL
+            .into_iter()
+            .find(|option| option.as_str() == word);
+        let Some(option) = known else {
+            let words = MountOption::ALL.map(MountOption::as_str).join(", ");
+            let problem = format!("must be one of {words}, is {}", quoted(word));
+            return Err(field.index(index).invalid(problem));
+        };
+        if !options.contains(&option) {
+            options.push(option);
+        }
+    }
+    Ok(options)
 }
 
 /// A host path that means the same for every process of the host.
@@ -205,4 +256,41 @@ fn one_device(field: &Field<'_>, asked: &proto::Device) -> Result<DeviceSpec> {
         host_path,
         permissions,
     })
+}
+
+/// Qualified names of CDI devices, each once: those of the field, then those of annotations, which
+/// device plugins of older clusters write. Whether there are such devices is for later.
+pub(super) fn cdi_devices(
+    field: &Field<'_>,
+    asked: &[proto::CdiDevice],
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<String>> {
+    let list = field.child("CDI_devices");
+    list.count(asked, MAX_DEVICES)?;
+    let mut names = Vec::new();
+    let mut add = |field: &Field<'_>, name: &str| {
+        if let Err(problem) = cdi::name::parse(name) {
+            return Err(field.invalid(format!("{} {problem}", quoted(name))));
+        }
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        Ok(())
+    };
+    for (index, device) in asked.iter().enumerate() {
+        add(&list.index(index).child("name"), &device.name)?;
+    }
+    let annotated = field.child("annotations");
+    for (key, value) in annotations {
+        if !key.starts_with(CDI_ANNOTATION) {
+            continue;
+        }
+        for name in value.split(',') {
+            add(&annotated.key(key), name)?;
+        }
+    }
+    if names.len() > MAX_DEVICES {
+        return Err(list.invalid(format!("must be at most {MAX_DEVICES}")));
+    }
+    Ok(names)
 }

@@ -1,6 +1,10 @@
 //! Domain state to protobuf answers. Services fill a view; the shapes of the protocol are made here.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::container::signal_from_proto;
 use crate::{
@@ -73,6 +77,8 @@ pub struct ContainerView {
     pub image_id: String,
     /// Absolute path of the log; never empty, also when the client gave none.
     pub log_path: String,
+    /// Ids of the images that are volumes, by the place of the mount.
+    pub image_volumes: BTreeMap<usize, String>,
     /// Limits in force now.
     pub resources: Resources,
     /// Identity of its process.
@@ -133,7 +139,7 @@ pub fn container_status(view: &ContainerView) -> proto::ContainerStatus {
         message: view.message.clone(),
         labels: map(&view.spec.labels),
         annotations: map(&view.spec.annotations),
-        mounts: view.spec.mounts.iter().map(mount).collect(),
+        mounts: mounts(view),
         log_path: view.log_path.clone(),
         resources: Some(proto::ContainerResources {
             linux: Some(linux_resources(&view.resources)),
@@ -219,7 +225,7 @@ pub fn container_state(phase: ContainerPhase) -> proto::ContainerState {
     }
 }
 
-pub(super) fn map(map: &std::collections::BTreeMap<String, String>) -> HashMap<String, String> {
+pub(super) fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter()
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
@@ -304,7 +310,15 @@ fn id_mapping(mapping: IdMapping) -> proto::IdMapping {
     }
 }
 
-fn mount(mount: &MountSpec) -> proto::Mount {
+fn mounts(view: &ContainerView) -> Vec<proto::Mount> {
+    let numbered = view.spec.mounts.iter().enumerate();
+    numbered
+        .map(|(index, asked)| mount(asked, view.image_volumes.get(&index)))
+        .collect()
+}
+
+/// `image_id` is the id of the image that was mounted, which is what a pull of it answers.
+fn mount(mount: &MountSpec, image_id: Option<&String>) -> proto::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => proto::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => proto::MountPropagation::PropagationHostToContainer,
@@ -319,9 +333,22 @@ fn mount(mount: &MountSpec) -> proto::Mount {
         uid_mappings: mount.uid_mappings.iter().copied().map(id_mapping).collect(),
         gid_mappings: mount.gid_mappings.iter().copied().map(id_mapping).collect(),
         recursive_read_only: mount.recursive_read_only,
-        image: None,
-        image_sub_path: String::new(),
-        mount_options: Vec::new(),
+        image: mount.image.as_ref().map(|volume| proto::ImageSpec {
+            image: volume.image.image.clone(),
+            annotations: map(&volume.image.annotations),
+            user_specified_image: volume.image.user_specified_image.clone(),
+            runtime_handler: volume.image.runtime_handler.clone(),
+            image_ref: image_id.cloned().unwrap_or_default(),
+        }),
+        image_sub_path: mount
+            .image
+            .as_ref()
+            .map_or_else(String::new, |volume| volume.sub_path.clone()),
+        mount_options: mount
+            .options
+            .iter()
+            .map(|option| option.as_str().to_owned())
+            .collect(),
     }
 }
 

@@ -2,7 +2,10 @@
 
 mod users;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use prost::Message;
@@ -719,6 +722,64 @@ const CONTAINER_REFUSALS: &[(ContainerChange, &str)] = &[
         "config.mounts[0].image_sub_path: must be empty unless image",
     ),
     (
+        |c| image_mount(c).host_path = "/srv".into(),
+        "config.mounts[0].host_path: must be empty if image is set",
+    ),
+    (
+        |c| image_mount(c).readonly = false,
+        "config.mounts[0].readonly: must be set if image is set",
+    ),
+    (
+        |c| {
+            context(c).privileged = true;
+            image_mount(c).propagation = 2;
+        },
+        "config.mounts[0].propagation: must not be PROPAGATION_BIDIRECTIONAL if image",
+    ),
+    (
+        |c| image_mount(c).image_sub_path = "a\0b".into(),
+        "config.mounts[0].image_sub_path: must not contain",
+    ),
+    (
+        |c| image_mount(c).image.as_mut().unwrap().image = "two words".into(),
+        "config.mounts[0].image.image: ",
+    ),
+    (
+        |c| {
+            for _ in 0..129 {
+                image_mount(c);
+            }
+        },
+        "config.mounts: must have at most 128 images",
+    ),
+    (
+        |c| {
+            let i = add_mount(c, "/a", "/x");
+            c.mounts[i].mount_options = vec!["noexec".into(), "exec".into()];
+        },
+        "config.mounts[0].mount_options[1]: must be one of noexec, nosuid, nodev, is \"exec\"",
+    ),
+    (
+        |c| {
+            c.cdi_devices = vec![
+                proto::CdiDevice {
+                    name: "vendor.com/gpu=0".into(),
+                },
+                proto::CdiDevice {
+                    name: "vendor.com/gpu".into(),
+                },
+            ];
+        },
+        "config.CDI_devices[1].name: \"vendor.com/gpu\" must be of the form",
+    ),
+    (
+        |c| {
+            let names = "vendor.com/gpu=0,1".to_owned();
+            drop(c.annotations.insert("cdi.k8s.io/plugin_gpu".into(), names));
+        },
+        "config.annotations[\"cdi.k8s.io/plugin_gpu\"]: \"1\" must be of the form",
+    ),
+    (
         |c| c.mounts = vec![proto::Mount::default(); 10_000],
         "config.mounts: must have at most 4096",
     ),
@@ -997,6 +1058,90 @@ fn unified(config: &mut proto::ContainerConfig, key: &str, value: &str) {
     limits(config).unified.insert(key.into(), value.into());
 }
 
+/// Adds an image as a volume.
+fn image_mount(config: &mut proto::ContainerConfig) -> &mut proto::Mount {
+    let index = add_mount(config, "/image", "");
+    let mount = &mut config.mounts[index];
+    mount.readonly = true;
+    mount.image = Some(proto::ImageSpec {
+        image: "volume:1".into(),
+        user_specified_image: "volume".into(),
+        ..Default::default()
+    });
+    mount
+}
+
+#[test]
+fn images_are_volumes_and_options_are_kept() {
+    let spec = changed_container(|c| {
+        let mount = image_mount(c);
+        mount.image_sub_path = "etc".into();
+        mount.propagation = 1;
+        mount.mount_options = vec!["nosuid".into(), "noexec".into(), "nosuid".into()];
+        let i = add_mount(c, "/data", "/srv");
+        // Clients may send an empty message.
+        c.mounts[i].image = Some(proto::ImageSpec::default());
+    })
+    .unwrap();
+    let volume = spec.mounts[0].image.as_ref().unwrap();
+    assert_eq!(
+        (&*volume.image.image, &*volume.sub_path),
+        ("volume:1", "etc")
+    );
+    assert_eq!(
+        spec.mounts[0].options,
+        [MountOption::NoSuid, MountOption::NoExec]
+    );
+    assert_eq!(spec.mounts[1].image, None);
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<ContainerSpec>(&json).unwrap(), spec);
+    let mut view = container_view();
+    view.spec = Arc::new(spec);
+    view.image_volumes.insert(0, "sha256:7".into());
+    let shown = &render::container_status(&view).mounts;
+    let image = shown[0].image.as_ref().unwrap();
+    assert_eq!(
+        (
+            &*image.image,
+            &*image.user_specified_image,
+            &*image.image_ref
+        ),
+        ("volume:1", "volume", "sha256:7")
+    );
+    assert_eq!(shown[0].image_sub_path, "etc");
+    assert_eq!(shown[0].mount_options, ["nosuid", "noexec"]);
+    assert_eq!(shown[1].image, None);
+}
+
+#[test]
+fn records_of_earlier_releases_have_mounts_without_images() {
+    let old = r#"{"container_path": "/a", "host_path": "/b", "readonly": false,
+        "recursive_read_only": false, "selinux_relabel": false, "propagation": "private",
+        "uid_mappings": [], "gid_mappings": []}"#;
+    let mount: MountSpec = serde_json::from_str(old).unwrap();
+    assert_eq!((mount.image, mount.options), (None, Vec::new()));
+}
+
+#[test]
+fn cdi_devices_come_from_the_field_and_from_annotations_once_each() {
+    let spec = changed_container(|c| {
+        c.cdi_devices = ["v.com/gpu=1", "v.com/gpu=0"]
+            .map(|name| proto::CdiDevice { name: name.into() })
+            .into();
+        for (key, value) in [
+            ("cdi.k8s.io/b", "v.com/gpu=0,v.com/nic=x"),
+            ("cdi.k8s.io/a", "v.com/gpu=2"),
+            ("other/cdi.k8s.io", "no device"),
+        ] {
+            c.annotations.insert(key.into(), value.into());
+        }
+    })
+    .unwrap();
+    let expected = ["v.com/gpu=1", "v.com/gpu=0", "v.com/gpu=2", "v.com/nic=x"];
+    assert_eq!(spec.cdi_devices, expected);
+    assert_eq!(spec.annotations.len(), 3, "they are reported as they were");
+}
+
 #[test]
 fn wrong_containers_are_refused_by_field() {
     for (change, expected) in CONTAINER_REFUSALS {
@@ -1015,32 +1160,7 @@ fn wrong_containers_are_refused_by_field() {
 
 #[test]
 fn what_this_build_or_host_lacks_is_unsupported_by_field() {
-    let cases: [(ContainerChange, &str); 5] = [
-        (
-            |c| {
-                let i = add_mount(c, "/a", "");
-                c.mounts[i].image = Some(proto::ImageSpec {
-                    image: "volume:1".into(),
-                    ..Default::default()
-                });
-            },
-            "config.mounts[0].image: ",
-        ),
-        (
-            |c| {
-                let i = add_mount(c, "/a", "/x");
-                c.mounts[i].mount_options = vec!["noexec".into()];
-            },
-            "config.mounts[0].mount_options: ",
-        ),
-        (
-            |c| {
-                c.cdi_devices = vec![proto::CdiDevice {
-                    name: "vendor.com/gpu=0".into(),
-                }]
-            },
-            "config.CDI_devices: ",
-        ),
+    let cases: [(ContainerChange, &str); 2] = [
         (
             |c| context(c).apparmor = profile(2, "localhost/mine"),
             "config.linux.security_context.apparmor.localhost_ref: profile \"mine\" is asked for",
@@ -1311,6 +1431,7 @@ fn container_view() -> ContainerView {
         image_ref: "busybox@sha256:1".into(),
         image_id: "sha256:1".into(),
         log_path: "/var/log/x.log".into(),
+        image_volumes: BTreeMap::new(),
         resources: Resources {
             memory_limit: Some(9),
             oom_score_adj: -3,

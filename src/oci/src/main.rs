@@ -9,7 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crisp_oci::apply::{self, CreateError, Created, IoPlan, StartError, Stdio};
+use crisp_oci::apply::{
+    self, CreateError, Created, HookError, Hooks, IoPlan, JoinedNamespaces, StartError, StartGate,
+    Stdio, Within,
+};
 use crisp_oci::cgroup::CgroupError;
 use crisp_oci::host::{HostError, HostFacts};
 use crisp_oci::plan::Plan;
@@ -52,6 +55,8 @@ enum Failure {
     Create(#[from] CreateError),
     #[error("cannot start the container")]
     Start(#[from] StartError),
+    #[error("cannot start the container")]
+    Hook(#[from] HookError),
     #[error("cannot remove the container's cgroup")]
     Remove(#[from] CgroupError),
     #[error("terminals are not supported by run")]
@@ -131,6 +136,7 @@ fn plan(bundle: &Path, id: &str) -> Result<Plan, Failure> {
         joins: &[],
         idmaps: &[],
         seccomp: None,
+        detached: &[],
     };
     Ok(spec::plan(&input)?)
 }
@@ -181,17 +187,48 @@ fn run_container(plan: &Plan) -> Result<u8, Failure> {
         stderr,
     });
     let Created {
+        pid,
         pidfd,
         gate,
         cgroup,
+        hooks,
         ..
     } = apply::create(&token, plan, &[], io)?;
-    let started = gate.open();
+    let joined = JoinedNamespaces::of(plan);
+    let within = Within {
+        init: pidfd.as_fd(),
+        pid,
+        joined: &joined,
+        cgroup: &cgroup,
+    };
+    let started = start(&token, gate, hooks.as_deref(), within);
+    if started.is_err() {
+        // On its way out already, unless a hook forbade the start.
+        let _ = pidfd::send_signal(pidfd.as_fd(), 9);
+    }
     let status = wait(&pidfd, &signals)?;
     cgroup.kill()?;
     cgroup.remove()?;
+    for failed in hooks.iter().flat_map(|hooks| hooks.after_stop(&token)) {
+        let _ = writeln!(std::io::stderr(), "crisp-oci: {failed}");
+    }
     started?;
     Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
+}
+
+/// Opens the gate, with the hooks before and after it.
+fn start(
+    token: &SingleThreaded,
+    gate: StartGate,
+    hooks: Option<&Hooks>,
+    within: Within<'_>,
+) -> Result<(), Failure> {
+    let Some(hooks) = hooks else {
+        return Ok(gate.open()?);
+    };
+    hooks.before_start(token, within)?;
+    gate.open()?;
+    Ok(hooks.after_start(token, within.pid)?)
 }
 
 /// Passes signals on until the container has ended.
@@ -223,7 +260,9 @@ fn wait(init: &OwnedFd, signals: &SignalFd) -> Result<pidfd::WaitStatus, Failure
 const FEATURES: &str = r#"{
   "ociVersionMin": "1.0.0",
   "ociVersionMax": "1.3.0",
-  "hooks": [],
+  "hooks": [
+    "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"
+  ],
   "mountOptions": [
     "async", "atime", "bind", "defaults", "dev", "diratime", "exec", "loud", "noatime", "nodev",
     "nodiratime", "noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow",
@@ -249,7 +288,7 @@ const FEATURES: &str = r#"{
     },
     "apparmor": {"enabled": true},
     "selinux": {"enabled": true},
-    "intelRdt": {"enabled": false},
+    "intelRdt": {"enabled": true},
     "mountExtensions": {"idmap": {"enabled": false}}
   }
 }"#;

@@ -41,6 +41,8 @@ pub struct Plan {
     pub cgroup: CgroupPlan,
     /// SELinux label for filesystems made here (`context=`).
     pub mount_label: Option<String>,
+    /// Programs of others that run at points of the container's life.
+    pub hooks: Option<HooksPlan>,
 }
 
 /// Where the root filesystem comes from.
@@ -234,6 +236,9 @@ pub struct BindStep {
     pub idmap: Option<FdIndex>,
     /// Whether also those of the mounts below the source.
     pub idmap_recursive: bool,
+    /// A mount that is attached nowhere is attached instead of `source`, which is then a name for
+    /// messages. It can be named once. `in_root` is a directory in it.
+    pub detached: Option<FdIndex>,
 }
 
 /// A device node.
@@ -294,6 +299,8 @@ pub struct ProcessPlan {
     pub scheduler: Option<SchedAttr>,
     /// I/O scheduling: (class, level).
     pub io_priority: Option<(u32, u32)>,
+    /// The `tasks` file of its group in resctrl: what it may have of caches and memory bandwidth.
+    pub resctrl: Option<String>,
 }
 
 /// Capability sets, one bit per capability.
@@ -318,6 +325,44 @@ pub struct SeccompPlan {
     pub program: Vec<u8>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
+}
+
+/// Hooks by the point at which they run, and what they are told (the state of the runtime
+/// specification, as JSON on standard input).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HooksPlan {
+    /// Version of the runtime specification that the container was described in.
+    pub oci_version: String,
+    /// Where in the mount namespace the root filesystem is while `create_container` hooks run: the
+    /// directory that config.json calls `root.path`.
+    pub root_path: String,
+    /// Annotations of the container.
+    pub annotations: Vec<(String, String)>,
+    /// In our namespaces, when the root filesystem is ready: the old name of `create_runtime`.
+    pub prestart: Vec<HookPlan>,
+    /// In our namespaces, when the root filesystem is ready.
+    pub create_runtime: Vec<HookPlan>,
+    /// In the container's namespaces, before it moves into its root.
+    pub create_container: Vec<HookPlan>,
+    /// In the container, as its user, right before its program is executed.
+    pub start_container: Vec<HookPlan>,
+    /// In our namespaces, once the program was executed.
+    pub poststart: Vec<HookPlan>,
+    /// In our namespaces, once nothing is left of the container.
+    pub poststop: Vec<HookPlan>,
+}
+
+/// A program that runs at one point.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HookPlan {
+    /// Absolute path.
+    pub path: String,
+    /// Arguments, the program's name first; the path alone if there are none.
+    pub args: Vec<String>,
+    /// Environment, `NAME=value` each.
+    pub env: Vec<String>,
+    /// Seconds after which it is killed and has failed.
+    pub timeout: Option<u32>,
 }
 
 /// The container's group and limits.

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use crate::cgroup::{BlkioThrottle, BlkioWeight, DeviceKind, DeviceRule, Hierarchy, Resources};
 use crate::plan::{
-    BindStep, CapabilitySets, CgroupPlan, DeviceStep, FdIndex, FilesystemStep, NamespaceHow,
-    NamespaceKind, NamespacePlan, Plan, ProcessPlan, Rlimit, RootfsSource, SchedAttr, SeccompPlan,
-    Step,
+    BindStep, CapabilitySets, CgroupPlan, DeviceStep, FdIndex, FilesystemStep, HookPlan, HooksPlan,
+    NamespaceHow, NamespaceKind, NamespacePlan, Plan, ProcessPlan, Rlimit, RootfsSource, SchedAttr,
+    SeccompPlan, Step,
 };
 use crate::tlv::{MAX_ITEMS, Reader, Record, TlvError, Writer};
 
@@ -230,7 +230,7 @@ macro_rules! groups {
 groups! {
     Plan {
         1 id 2 bundle 3 rootfs 4 rootfs_readonly 5 rootfs_propagation 6 namespaces 7 hostname
-        8 domainname 9 sysctls 10 steps 11 process 12 cgroup 13 mount_label
+        8 domainname 9 sysctls 10 steps 11 process 12 cgroup 13 mount_label 14 hooks
     }
     NamespacePlan { 1 kind 2 how }
     FilesystemStep {
@@ -238,14 +238,19 @@ groups! {
     }
     BindStep {
         1 source 2 in_root 3 target 4 recursive 5 attr_set 6 attr_clear 7 attr_set_recursive
-        8 attr_clear_recursive 9 propagation 10 idmap 11 idmap_recursive
+        8 attr_clear_recursive 9 propagation 10 idmap 11 idmap_recursive 12 detached
     }
     DeviceStep { 1 path 2 mode 3 major 4 minor 5 uid 6 gid }
     ProcessPlan {
         1 args 2 env 3 cwd 4 uid 5 gid 6 additional_gids 7 umask 8 terminal 9 console_size
         10 capabilities 11 no_new_privileges 12 rlimits 13 oom_score_adj 14 apparmor
-        15 selinux_label 16 seccomp 17 personality 18 scheduler 19 io_priority
+        15 selinux_label 16 seccomp 17 personality 18 scheduler 19 io_priority 20 resctrl
     }
+    HooksPlan {
+        1 oci_version 2 root_path 3 annotations 4 prestart 5 create_runtime 6 create_container
+        7 start_container 8 poststart 9 poststop
+    }
+    HookPlan { 1 path 2 args 3 env 4 timeout }
     CapabilitySets { 1 bounding 2 effective 3 permitted 4 inheritable 5 ambient }
     RlimitFields { 1 resource 2 soft 3 hard }
     SchedAttr { 1 policy 2 flags 3 nice 4 priority 5 runtime 6 deadline 7 period }

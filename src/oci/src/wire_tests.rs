@@ -58,22 +58,24 @@ fn bind() -> impl Strategy<Value = BindStep> {
         text(),
         any::<bool>(),
         attrs,
-        option::of(index()),
-        any::<bool>(),
+        (option::of(index()), any::<bool>(), option::of(index())),
     )
         .prop_map(
-            |(source, in_root, target, recursive, attrs, idmap, idmap_recursive)| BindStep {
-                source,
-                in_root,
-                target,
-                recursive,
-                attr_set: attrs.0,
-                attr_clear: attrs.1,
-                attr_set_recursive: attrs.2,
-                attr_clear_recursive: attrs.3,
-                propagation: attrs.4,
-                idmap,
-                idmap_recursive,
+            |(source, in_root, target, recursive, attrs, (idmap, idmap_recursive, detached))| {
+                BindStep {
+                    source,
+                    in_root,
+                    target,
+                    recursive,
+                    attr_set: attrs.0,
+                    attr_clear: attrs.1,
+                    attr_set_recursive: attrs.2,
+                    attr_clear_recursive: attrs.3,
+                    propagation: attrs.4,
+                    idmap,
+                    idmap_recursive,
+                    detached,
+                }
             },
         )
 }
@@ -111,7 +113,7 @@ fn process() -> impl Strategy<Value = ProcessPlan> {
     );
     let caps = any::<[u64; 5]>();
     let limits = vec((any::<u32>(), any::<u64>(), any::<u64>()), 0..4);
-    let lsm = (option::of(text()), option::of(text()));
+    let lsm = (option::of(text()), option::of(text()), option::of(text()));
     let seccomp = option::of((bytes(), any::<u64>()));
     let size = option::of(any::<(u16, u16)>());
     let rest = (
@@ -162,6 +164,7 @@ fn process() -> impl Strategy<Value = ProcessPlan> {
                 ..SchedAttr::default()
             }),
             io_priority: rest.4,
+            resctrl: lsm.2,
         },
     )
 }
@@ -266,6 +269,36 @@ fn cgroup() -> impl Strategy<Value = CgroupPlan> {
         )
 }
 
+fn hooks() -> impl Strategy<Value = HooksPlan> {
+    let hook = (
+        text(),
+        vec(text(), 0..3),
+        vec(text(), 0..3),
+        option::of(any::<u32>()),
+    )
+        .prop_map(|(path, args, env, timeout)| HookPlan {
+            path,
+            args,
+            env,
+            timeout,
+        });
+    let heads = (text(), text(), vec((text(), text()), 0..3));
+    (heads, vec(vec(hook, 0..3), 6..7)).prop_map(|(heads, mut lists)| {
+        let mut next = || lists.pop().unwrap_or_default();
+        HooksPlan {
+            oci_version: heads.0,
+            root_path: heads.1,
+            annotations: heads.2,
+            prestart: next(),
+            create_runtime: next(),
+            create_container: next(),
+            start_container: next(),
+            poststart: next(),
+            poststop: next(),
+        }
+    })
+}
+
 fn plan() -> impl Strategy<Value = Plan> {
     let rootfs = prop_oneof![
         index().prop_map(RootfsSource::DetachedMount),
@@ -285,10 +318,10 @@ fn plan() -> impl Strategy<Value = Plan> {
         vec((text(), text()), 0..3),
         vec(step(), 0..6),
         process(),
-        cgroup(),
+        (cgroup(), option::of(hooks())),
     )
         .prop_map(
-            |(head, namespaces, names, sysctls, steps, process, cgroup)| Plan {
+            |(head, namespaces, names, sysctls, steps, process, (cgroup, hooks))| Plan {
                 id: head.0,
                 bundle: head.1,
                 rootfs: head.2,
@@ -302,6 +335,7 @@ fn plan() -> impl Strategy<Value = Plan> {
                 process,
                 cgroup,
                 mount_label: names.2,
+                hooks,
             },
         )
 }

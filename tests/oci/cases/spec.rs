@@ -102,6 +102,7 @@ fn plan(machine: &Machine, config: serde_json::Value) -> Plan {
         joins: &[],
         idmaps: &[],
         seccomp: None,
+        detached: &[],
     })
     .expect("planned");
     // As it reaches the monitor.

@@ -126,6 +126,8 @@ fn a_container_asks_for_the_user_namespace_of_its_pod_or_for_none() {
     asked.mounts.push(MountSpec {
         container_path: "/v".into(),
         host_path: "/v".into(),
+        image: None,
+        options: Vec::new(),
         readonly: false,
         recursive_read_only: false,
         selinux_relabel: false,

@@ -1,8 +1,9 @@
 //! The one socket between a parent and the child it is making.
 //!
-//! Child to parent: `I` with the init that a first child made, `C` with the terminal's master, `R`
-//! when all but exec is done, `E` with a failure; the end of the stream means exec succeeded (the socket is close-on-exec) or the child
-//! died. Parent to child: one byte opens the gate; the end of the stream means nobody will.
+//! Child to parent: `I` with the init that a first child made, `C` with the terminal's master, `H` when
+//! the root is built and hooks are to run, `R` when all but exec is done, `E` with a failure; the end of
+//! the stream means exec succeeded (the socket is close-on-exec) or the child died. Parent to child: one
+//! byte says that hooks have run, or opens the gate; the end of the stream means nobody will.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub(super) enum Message {
     /// The init, made by the child that was.
     Init(Child),
     Console(OwnedFd),
+    Built,
     Ready,
     Failed(ChildFailure),
     /// It executed the program, or died.
@@ -55,11 +57,15 @@ impl ChildEnd {
         socket::send_with_fds(self.as_fd(), &[b'I', a, b, c, d], &[init.pidfd.as_fd()]).map(drop)
     }
 
+    pub(super) fn built(&self) -> crisp_sys::Result<()> {
+        socket::send_with_fds(self.as_fd(), b"H", &[]).map(drop)
+    }
+
     pub(super) fn ready(&self) -> crisp_sys::Result<()> {
         socket::send_with_fds(self.as_fd(), b"R", &[]).map(drop)
     }
 
-    /// Waits for the gate. False if the parent is gone.
+    /// Waits for the parent's byte. False if it is gone.
     pub(super) fn wait(&self) -> crisp_sys::Result<bool> {
         let mut byte = [0];
         crisp_sys::fd::read(self.as_fd(), &mut byte).map(|count| count == 1)
@@ -77,7 +83,7 @@ impl ChildEnd {
 }
 
 impl ParentEnd {
-    /// Opens the gate.
+    /// Lets the child go on.
     pub(super) fn open(&self) -> crisp_sys::Result<()> {
         socket::send_with_fds(self.0.as_fd(), b"G", &[]).map(drop)
     }
@@ -124,6 +130,7 @@ fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
             Message::Init(Child { pid, pidfd })
         }),
         [b'C'] => fds.into_iter().next().map(Message::Console),
+        [b'H'] => Some(Message::Built),
         [b'R'] => Some(Message::Ready),
         [b'E', stage, a, b, c, d, text @ ..] => Some(Message::Failed(ChildFailure {
             stage: Stage::from_number(*stage)?,

@@ -1,5 +1,6 @@
 //! The parent's side of making a container.
 
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use crisp_sys::{Errno, ns, path, pidfd};
 
 use super::channel::{self, Message, ParentEnd};
 use super::error::{CreateError, Stage};
+use super::hooks::Hooks;
 use super::init::{self, Init};
 use super::prepare::{Prepared, open_rootfs};
 use super::sources::open_sources;
@@ -48,9 +50,19 @@ pub fn create(
         source,
     })?;
     let relays = prepared.relays();
+    let hooks = Hooks::of(plan);
+    let mut met = false;
     let launched = delegate(&cgroup, group.owner)
         .and_then(|()| launch(token, &prepared, fds, &cgroup, &rootfs, &io))
-        .and_then(|launched| await_ready(launched, io, relays));
+        .and_then(|launched| {
+            await_ready(launched, io, relays, |pid| {
+                met = true;
+                match &hooks {
+                    Some(hooks) => hooks.on_create(token, pid).map_err(CreateError::Hook),
+                    None => Ok(()),
+                }
+            })
+        });
     match launched {
         Ok(ready) => Ok(Created {
             pid: ready.pid,
@@ -61,8 +73,22 @@ pub fn create(
             },
             console: ready.console,
             cgroup,
+            hooks,
         }),
-        Err(error) => Err(undo(error, &cgroup, plan)),
+        Err(error) => {
+            let error = undo(error, &cgroup, plan);
+            // Who has seen a container begin shall see it end.
+            for failed in hooks
+                .iter()
+                .filter(|_| met)
+                .flat_map(|h| h.after_stop(token))
+            {
+                let failed = super::error::hook_failure(&failed).message;
+                // A reader that is gone wanted nothing.
+                let _ = writeln!(std::io::stderr(), "{failed}");
+            }
+            Err(error)
+        }
     }
 }
 
@@ -162,6 +188,7 @@ fn launch(
         cgroup: cgroup.clone_fd().or_else(|| cgroup.unified_fd()),
     };
     let init = Init {
+        token,
         prepared,
         cgroup,
         rootfs,
@@ -199,18 +226,31 @@ pub(super) fn in_pid_namespace<T>(
     made
 }
 
-fn await_ready(mut launched: Launched, io: IoPlan, relays: bool) -> Result<Ready, CreateError> {
+/// Waits until the init has done everything but exec; `hooks` is called with its number when its root
+/// is built, if it says so. With `relays` a first child makes it.
+fn await_ready(
+    mut launched: Launched,
+    io: IoPlan,
+    relays: bool,
+    mut hooks: impl FnMut(i32) -> Result<(), CreateError>,
+) -> Result<Ready, CreateError> {
     // Our copies of the program's streams would keep pipes open behind its back.
     drop(io);
-    let deadline = Instant::now() + LIMIT;
+    let mut deadline = Instant::now() + LIMIT;
     let at = |source| CreateError::Parent {
         stage: Stage::Channel,
         source,
     };
     let (mut console, mut failed) = (None, None);
     // The init may speak before the child that made it does.
-    let (mut has_init, mut ready) = (!relays, false);
+    let (mut has_init, mut built, mut ready) = (!relays, false, false);
     while !(has_init && ready) {
+        if has_init && std::mem::take(&mut built) {
+            hooks(launched.child.pid())?;
+            launched.channel.open().map_err(at)?;
+            // Hooks have limits of their own.
+            deadline = Instant::now() + LIMIT;
+        }
         match launched.channel.receive(Some(deadline)) {
             Ok(Message::Init(init)) => {
                 launched.child.reap().map_err(at)?;
@@ -218,6 +258,7 @@ fn await_ready(mut launched: Launched, io: IoPlan, relays: bool) -> Result<Ready
                 has_init = true;
             }
             Ok(Message::Console(master)) => console = Some(master),
+            Ok(Message::Built) => built = true,
             Ok(Message::Ready) => ready = true,
             Ok(Message::Failed(failure)) => failed = Some(failure),
             Ok(Message::Ended) => {

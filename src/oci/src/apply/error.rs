@@ -5,6 +5,7 @@ use std::fmt;
 use crisp_sys::Errno;
 use crisp_sys::pidfd::WaitStatus;
 
+use super::hooks::HookError;
 use crate::cgroup::{CgroupError, JoinError};
 
 macro_rules! stages {
@@ -79,6 +80,10 @@ stages! {
     Exec = 21 "exec",
     /// Talking to the process that is being made.
     Channel = 22 "channel",
+    /// A hook.
+    Hook = 23 "hook",
+    /// Joining the group of cache and memory bandwidth.
+    Resctrl = 24 "resctrl",
 }
 
 impl fmt::Display for Stage {
@@ -156,6 +161,9 @@ pub enum CreateError {
     /// The container's init is stuck and was killed.
     #[error("the container's init was not ready within {0} seconds")]
     Late(u64),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The attempt failed, and so did clearing up after it.
     #[error("{error} (and the cgroup {path} could not be removed: {undo})")]
     Undo {
@@ -179,6 +187,7 @@ impl CreateError {
             Self::Parent { stage, .. } => *stage,
             Self::Child(failure) => failure.stage,
             Self::Ended(_) | Self::Late(_) => Stage::Channel,
+            Self::Hook(_) => Stage::Hook,
             Self::Undo { error, .. } => error.stage(),
         }
     }
@@ -195,7 +204,7 @@ impl CreateError {
             Self::Unsupported(_) => Errno::EOPNOTSUPP,
             Self::Invalid(_) => Errno::EINVAL,
             Self::Late(_) => Errno::ETIMEDOUT,
-            Self::Cgroup { .. } | Self::Ended(_) => Errno(0),
+            Self::Cgroup { .. } | Self::Ended(_) | Self::Hook(_) => Errno(0),
         }
     }
 }
@@ -321,6 +330,17 @@ impl<T> At<T> for crisp_sys::Result<T> {
             }
         })
     }
+}
+
+pub(super) fn hook_failure(error: &HookError) -> Failure {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    Failure::new(Stage::Hook, Errno(0), text)
 }
 
 pub(super) fn join_failure(error: JoinError) -> Failure {

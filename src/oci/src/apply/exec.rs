@@ -1,6 +1,6 @@
 //! A further process in a running container.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use crisp_sys::clone::{self, Child, CloneArgs, InChild, SingleThreaded};
@@ -12,7 +12,7 @@ use super::channel::{self, ChildEnd, Message};
 use super::create::{Guarded, LIMIT, Launched, in_pid_namespace};
 use super::error::{At, ExecError, Failure, Stage, join_failure};
 use super::identity;
-use super::prepare::{Strings, invalid_process};
+use super::prepare::{Strings, invalid_process, join_resctrl, open_resctrl};
 use super::procfs::Procfs;
 use super::stdio::Terminal;
 use super::users::{self, Users};
@@ -29,6 +29,7 @@ struct Joiner<'a> {
     /// `CLONE_NEW*` of what the child joins itself.
     kinds: i32,
     cgroup: &'a Cgroup,
+    resctrl: Option<&'a OwnedFd>,
     process: &'a ProcessPlan,
     strings: &'a Strings,
     /// Of the user namespace it joins, if any.
@@ -61,12 +62,14 @@ pub fn exec(
     if let Some(reason) = users.as_ref().and_then(|users| users.unmapped(process)) {
         return Err(ExecError::Invalid(reason));
     }
+    let resctrl = open_resctrl(process).map_err(at(Stage::Resctrl))?;
     let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
     let pid_kind = NamespaceKind::Pid.flag();
     let joiner = Joiner {
         init,
         kinds: joined.flags() & !pid_kind,
         cgroup,
+        resctrl: resctrl.as_ref(),
         process,
         strings: &strings,
         users,
@@ -105,6 +108,8 @@ fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
     loop {
         match launched.channel.receive(Some(deadline)) {
             Ok(Message::Console(master)) => console = Some(master),
+            // An exec has no hooks.
+            Ok(Message::Built) => {}
             Ok(Message::Ready) => ready = true,
             // The end of the stream after this is the exec, or a death that a waiter will see.
             Ok(Message::Ended) if ready => {
@@ -175,6 +180,7 @@ fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
     process::reset_signals().at(Stage::Identity, "")?;
     process::umask(0);
     joiner.cgroup.join_self_v1().map_err(join_failure)?;
+    join_resctrl(joiner.resctrl)?;
     let procfs = enter_namespaces(joiner)?;
     process::setsid().at(Stage::Stdio, "")?;
     match joiner.io {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crisp_sys::clone::{self, CloneArgs, InChild};
+use crisp_sys::clone::{self, CloneArgs, InChild, SingleThreaded};
 use crisp_sys::fd::CWD;
 use crisp_sys::mount::{self, MNT_DETACH, MOUNT_ATTR_RDONLY, MS_REC, MS_SLAVE, MountAttr};
 use crisp_sys::path::{self, Root};
@@ -10,14 +10,13 @@ use crisp_sys::{cred, ns, process};
 
 use super::IoPlan;
 use super::channel::ChildEnd;
-use super::error::{At, Failure, Stage, join_failure};
-use super::identity;
-use super::prepare::Prepared;
+use super::error::{At, Failure, Stage, hook_failure, join_failure};
+use super::prepare::{Prepared, join_resctrl};
 use super::procfs::Procfs;
 use super::sources::Source;
 use super::stdio::Terminal;
 use super::steps::Builder;
-use super::users;
+use super::{hooks, identity, users};
 use crate::cgroup::Cgroup;
 use crate::plan::{NamespaceKind, Plan};
 
@@ -27,6 +26,7 @@ const O_DIRECTORY: i32 = 0o200_000;
 
 /// What init works from.
 pub(super) struct Init<'a> {
+    pub(super) token: &'a SingleThreaded,
     pub(super) prepared: &'a Prepared<'a>,
     pub(super) cgroup: &'a Cgroup,
     pub(super) rootfs: &'a OwnedFd,
@@ -128,6 +128,7 @@ fn enter(init: &Init<'_>) -> Result<Option<Procfs>, Failure> {
     process::umask(0);
     // The clone put us into the unified tree. A cgroup namespace is rooted where we are.
     init.cgroup.join_self_v1().map_err(join_failure)?;
+    join_resctrl(init.prepared.resctrl.as_ref())?;
     let (prepared, plan) = (init.prepared, init.prepared.plan);
     let wants_procfs = !plan.sysctls.is_empty() || identity::needs_procfs(&plan.process);
     let mut procfs = None;
@@ -179,11 +180,14 @@ fn write_sysctl(procfs: &Procfs, name: &str, value: &str) -> crisp_sys::Result<(
 /// Attaches the root, carries out the steps, moves in. Returns the terminal, if there is one.
 fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
     let plan = init.prepared.plan;
+    let hooked = Hooked::of(plan)?;
     // What we mount must not reach the host; what the host mounts still reaches volumes.
     detach_propagation().at(Stage::Rootfs, "")?;
     let old = path::openat(CWD, c"/", O_PATH | O_DIRECTORY, 0).at(Stage::Rootfs, "")?;
-    // On top of the old root: no directory of the host is needed for it.
-    mount::move_mount(init.rootfs.as_fd(), old.as_fd()).at(Stage::Rootfs, "attach")?;
+    // On top of the old root: no directory of the host is needed for it. Only hooks want it where
+    // config.json says.
+    let place = hooked.as_ref().map_or(&old, |hooked| &hooked.place);
+    mount::move_mount(init.rootfs.as_fd(), place.as_fd()).at(Stage::Rootfs, "attach")?;
     let root = crisp_sys::fd::dup(init.rootfs.as_fd()).at(Stage::Rootfs, "")?;
     let mut builder = Builder::new(Root::from_fd(root), plan, init.prepared.users.is_some());
     builder.run(init.sources)?;
@@ -196,6 +200,9 @@ fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
         }
     };
     make_cwd(&builder, plan)?;
+    if let Some(hooked) = &hooked {
+        hooked.run(init)?;
+    }
     pivot(init.rootfs, &old)?;
     if plan.rootfs_readonly {
         let attr = MountAttr {
@@ -208,6 +215,40 @@ fn build_root(init: &Init<'_>) -> Result<Option<Terminal>, Failure> {
         mount::set_propagation(c"/", plan.rootfs_propagation).at(Stage::Rootfs, "propagation")?;
     }
     Ok(terminal)
+}
+
+/// What hooks that come before the pivot need, taken while paths mean what they mean to our parent.
+struct Hooked {
+    /// The directory where they look for the root filesystem.
+    place: OwnedFd,
+    /// The root they are to have.
+    root: OwnedFd,
+}
+
+impl Hooked {
+    fn of(plan: &Plan) -> Result<Option<Self>, Failure> {
+        let Some(hooks) = plan.hooks.as_ref().filter(|hooks| hooks.come_first()) else {
+            return Ok(None);
+        };
+        let directory = O_PATH | O_DIRECTORY;
+        let place = path::openat(CWD, &hooks.root_path, directory, 0);
+        let root = path::openat(CWD, c"/", directory, 0);
+        Ok(Some(Self {
+            place: place.at(Stage::Hook, "")?,
+            root: root.at(Stage::Hook, "")?,
+        }))
+    }
+
+    /// Has the parent run its hooks, then runs those of our namespaces.
+    fn run(&self, init: &Init<'_>) -> Result<(), Failure> {
+        init.channel.built().at(Stage::Channel, "")?;
+        if !init.channel.wait().at(Stage::Channel, "")? {
+            let gone = crisp_sys::Errno::EPIPE;
+            return Err(Failure::new(Stage::Channel, gone, "the parent is gone"));
+        }
+        hooks::in_namespaces(init.token, init.prepared.plan, self.root.as_fd())
+            .map_err(|error| hook_failure(&error))
+    }
 }
 
 /// Makes every mount of this namespace a slave of the one it was copied from.

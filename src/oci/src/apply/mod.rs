@@ -4,7 +4,10 @@
 //! parent (monitor, one thread)                     child (the container's init)
 //! create: check plan, make cgroup, open sources
 //!         clone3 ------------------------------->  not dumpable, join cgroup and namespaces
-//!                                                  attach root, steps, names, pivot
+//!                                                  attach root, steps, names
+//! hooks                   <-- H (if any) -------  wait
+//!         one byte ----------------------------->  createContainer hooks
+//!                                                  pivot
 //!                         <-- C (terminal) ------  open terminal
 //!                                                  limits, labels, user, capabilities
 //!                                                  working directory, program found
@@ -26,6 +29,7 @@ mod channel;
 mod create;
 mod error;
 mod exec;
+mod hooks;
 mod identity;
 mod init;
 mod prepare;
@@ -44,6 +48,7 @@ use crate::plan::{Plan, ProcessPlan};
 pub use create::create;
 pub use error::{ChildFailure, CreateError, ExecError, Stage, StartError};
 pub use exec::exec;
+pub use hooks::{HookError, HookFailure, Hooks, Within};
 
 /// The three standard streams of a process.
 #[derive(Debug)]
@@ -80,6 +85,9 @@ pub struct Created {
     pub console: Option<OwnedFd>,
     /// Its group.
     pub cgroup: Cgroup,
+    /// What others want to run later in its life. Whoever starts it runs
+    /// [`Hooks::before_start`] before the gate opens.
+    pub hooks: Option<Box<Hooks>>,
 }
 
 /// Starts a created container. Dropping it makes the init exit.
@@ -99,7 +107,10 @@ impl StartGate {
         match self.channel.receive(None).map_err(StartError::Gone)? {
             channel::Message::Ended => Ok(()),
             channel::Message::Failed(failure) => Err(failure.into()),
-            channel::Message::Ready | channel::Message::Console(_) | channel::Message::Init(_) => {
+            channel::Message::Ready
+            | channel::Message::Built
+            | channel::Message::Console(_)
+            | channel::Message::Init(_) => {
                 let args = "unexpected message";
                 let error = crisp_sys::Error::new("start", args, crisp_sys::Errno::EBADMSG);
                 Err(StartError::Gone(error))

@@ -8,7 +8,7 @@ use crisp_sys::mount::{self, AT_RECURSIVE, MS_SLAVE, MountAttr, OPEN_TREE_CLONE}
 use crisp_sys::path;
 use crisp_sys::process::StringArray;
 
-use super::error::{CreateError, Stage};
+use super::error::{At, CreateError, Failure, Stage};
 use super::users::Users;
 use crate::plan::{FdIndex, NamespaceHow, NamespaceKind, Plan, ProcessPlan, RootfsSource};
 
@@ -81,6 +81,8 @@ pub(super) struct Prepared<'p> {
     pub(super) pid_join: Option<Join<'p>>,
     /// Whether the child makes a cgroup namespace, once it is in its group.
     pub(super) new_cgroup_namespace: bool,
+    /// What takes the child into its group of cache and memory bandwidth.
+    pub(super) resctrl: Option<OwnedFd>,
 }
 
 impl<'p> Prepared<'p> {
@@ -94,7 +96,12 @@ impl<'p> Prepared<'p> {
             stage: Stage::Plan,
             source,
         })?;
+        let resctrl = open_resctrl(&plan.process).map_err(|source| CreateError::Parent {
+            stage: Stage::Resctrl,
+            source,
+        })?;
         let mut prepared = Self {
+            resctrl,
             plan,
             strings,
             clone_flags: 0,
@@ -269,5 +276,21 @@ pub(super) fn open_rootfs(plan: &Plan, fds: &[OwnedFd]) -> Result<OwnedFd, Creat
                 source,
             })
         }
+    }
+}
+
+/// Opens what takes a process into its group of cache and memory bandwidth, if it has one.
+pub(super) fn open_resctrl(process: &ProcessPlan) -> crisp_sys::Result<Option<OwnedFd>> {
+    const O_WRONLY: i32 = 1;
+    let open = |tasks: &String| path::openat(CWD, tasks, O_WRONLY, 0);
+    process.resctrl.as_ref().map(open).transpose()
+}
+
+/// Joins that group; children inherit it.
+pub(super) fn join_resctrl(tasks: Option<&OwnedFd>) -> Result<(), Failure> {
+    match tasks {
+        // 0 stands for whoever writes it.
+        Some(tasks) => fd::write_all(tasks.as_fd(), b"0").at(Stage::Resctrl, "tasks"),
+        None => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crisp_sys::fd::CWD;
+use crisp_sys::fd::{self, CWD};
 use crisp_sys::mount::{
     self, AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
     MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, MountAttr, OPEN_TREE_CLONE,
@@ -26,6 +26,8 @@ pub(super) struct Source {
     pub(super) mount: OwnedFd,
     pub(super) is_dir: bool,
     pub(super) is_proc: bool,
+    /// Attached nowhere before, and not to be cloned before it is.
+    pub(super) is_detached: bool,
 }
 
 /// The sources of all bind steps, in their order. Opened as late as possible: what the host
@@ -45,7 +47,8 @@ pub(super) fn open_sources(
                     path: bind.source.clone(),
                     source,
                 };
-                let source = open_source(bind).map_err(failed)?;
+                let detached = bind.detached.map(|index| table(fds, index)).transpose()?;
+                let source = open_source(bind, detached).map_err(failed)?;
                 if let Some(index) = bind.idmap {
                     translate(bind, source.mount.as_fd(), table(fds, index)?)?;
                 }
@@ -87,6 +90,7 @@ fn open_device(device: &DeviceStep) -> crisp_sys::Result<Source> {
         mount,
         is_dir: false,
         is_proc: false,
+        is_detached: false,
     })
 }
 
@@ -145,12 +149,13 @@ fn filesystem_of(path: &str) -> Option<String> {
     rest.split(' ').next().map(str::to_owned)
 }
 
-fn open_source(bind: &BindStep) -> crisp_sys::Result<Source> {
+fn open_source(bind: &BindStep, detached: Option<BorrowedFd<'_>>) -> crisp_sys::Result<Source> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
     let flags = OPEN_TREE_CLONE | if bind.recursive { AT_RECURSIVE } else { 0 };
-    let mount = match &bind.in_root {
-        None => mount::open_tree(CWD, &bind.source, flags)?,
-        Some(below) => {
+    let mount = match (detached, &bind.in_root) {
+        (Some(mount), _) => fd::dup(mount)?,
+        (None, None) => mount::open_tree(CWD, &bind.source, flags)?,
+        (None, Some(below)) => {
             let found = Root::open(&bind.source)?.open_in_root(below, O_PATH)?;
             mount::open_tree(found.as_fd(), "", flags | AT_EMPTY_PATH)?
         }
@@ -162,6 +167,7 @@ fn open_source(bind: &BindStep) -> crisp_sys::Result<Source> {
         mount,
         is_dir: stat.is_dir(),
         is_proc,
+        is_detached: detached.is_some(),
     })
 }
 

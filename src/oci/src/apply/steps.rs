@@ -8,10 +8,11 @@ use std::path::Path;
 use crisp_sys::Errno;
 use crisp_sys::fd::CWD;
 use crisp_sys::mount::{
-    self, AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE,
+    self, AT_EMPTY_PATH, AT_RECURSIVE, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE,
 };
 use crisp_sys::path::{self, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Root};
+use crisp_sys::process;
 
 use super::error::{At, Failure, Stage};
 use super::sources::{Source, is_bound};
@@ -178,7 +179,13 @@ impl<'p> Builder<'p> {
         };
         let target = target.at(Stage::Mount, &step.target)?;
         self.may_cover(step, source, target.as_fd())?;
-        mount::move_mount(source.mount.as_fd(), target.as_fd()).at(Stage::Mount, &step.target)
+        mount::move_mount(source.mount.as_fd(), target.as_fd()).at(Stage::Mount, &step.target)?;
+        match &step.in_root {
+            Some(below) if source.is_detached => {
+                only_below(source, below, target.as_fd()).at(Stage::Mount, &step.target)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn may_cover(
@@ -298,6 +305,18 @@ impl<'p> Builder<'p> {
         };
         bind().at(Stage::Console, CONSOLE)
     }
+}
+
+/// Replaces a mount that was just attached to `target` by the directory `below` in it. A mount that
+/// is attached nowhere cannot be cloned in part before Linux 6.15, so it is attached first.
+fn only_below(source: &Source, below: &str, target: BorrowedFd<'_>) -> crisp_sys::Result<()> {
+    let whole = crisp_sys::fd::dup(source.mount.as_fd())?;
+    let part = Root::from_fd(whole).open_in_root(below, O_PATH | O_DIRECTORY)?;
+    let part = mount::open_tree(part.as_fd(), "", OPEN_TREE_CLONE | AT_EMPTY_PATH)?;
+    process::fchdir(source.mount.as_fd())?;
+    mount::umount2(c".", MNT_DETACH)?;
+    process::chdir(c"/")?;
+    mount::move_mount(part.as_fd(), target)
 }
 
 /// The host's /dev/null, verified to be that, read-only and private. Writing to the device is

@@ -5,10 +5,12 @@
 //! could confine a container is ever skipped in silence. Annotations are not looked at.
 
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod options;
 mod process;
+mod resctrl;
 mod resources;
 mod seccomp;
 #[cfg(test)]
@@ -49,6 +51,19 @@ pub struct SpecInput<'a> {
     /// `linux.seccomp`, compiled before (it costs more than all else here); else it is compiled
     /// now.
     pub seccomp: Option<SeccompPlan>,
+    /// Mounts attached nowhere that are meant where `mounts[].source` names their stand-ins.
+    pub detached: &'a [DetachedSource],
+}
+
+/// A mount in the descriptor table that stands for a source path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachedSource {
+    /// The `mounts[].source` that it replaces.
+    pub source: String,
+    /// Where in the table it is.
+    pub mount: FdIndex,
+    /// A directory in it that is meant instead of its root.
+    pub below: Option<String>,
 }
 
 /// Why a specification cannot be planned. Each names the field.
@@ -122,6 +137,7 @@ pub fn plan(input: &SpecInput<'_>) -> Result<Plan> {
         (Some(profile), None) => Some(seccomp::compile(profile)?),
     };
     program.personality = process::personality(linux.personality().as_ref())?;
+    program.resctrl = resctrl::tasks(linux.intel_rdt().as_ref())?;
     let namespaces = namespaces::namespaces(linux, input.joins)?;
     let mut cgroup = cgroup(input, linux)?;
     if let Some(root) = users::root(linux, &namespaces, source)?
@@ -147,6 +163,7 @@ pub fn plan(input: &SpecInput<'_>) -> Result<Plan> {
             .mount_label()
             .clone()
             .filter(|label| !label.is_empty()),
+        hooks: hooks::hooks(input, root.path())?,
     })
 }
 
@@ -171,16 +188,7 @@ fn refuse_platforms(spec: &Spec) -> Result<()> {
     refuse("solaris", spec.solaris().as_ref())?;
     refuse("windows", spec.windows().as_ref())?;
     refuse("vm", spec.vm().as_ref())?;
-    refuse("zos", spec.zos().as_ref())?;
-    let Some(hooks) = spec.hooks() else {
-        return Ok(());
-    };
-    refuse_items("hooks.prestart", hooks.prestart().as_ref())?;
-    refuse_items("hooks.createRuntime", hooks.create_runtime().as_ref())?;
-    refuse_items("hooks.createContainer", hooks.create_container().as_ref())?;
-    refuse_items("hooks.startContainer", hooks.start_container().as_ref())?;
-    refuse_items("hooks.poststart", hooks.poststart().as_ref())?;
-    refuse_items("hooks.poststop", hooks.poststop().as_ref())
+    refuse("zos", spec.zos().as_ref())
 }
 
 fn refuse_linux(linux: &Linux) -> Result<()> {
@@ -188,7 +196,6 @@ fn refuse_linux(linux: &Linux) -> Result<()> {
         "linux.netDevices",
         linux.net_devices().as_ref().filter(|map| !map.is_empty()),
     )?;
-    refuse("linux.intelRdt", linux.intel_rdt().as_ref())?;
     refuse("linux.memoryPolicy", linux.memory_policy().as_ref())?;
     refuse(
         "linux.timeOffsets",
@@ -270,7 +277,7 @@ fn steps(
         own_view,
     };
     let list = input.spec.mounts().as_deref().unwrap_or_default();
-    let mut steps = mounts::mounts(list, &groups, input.idmaps)?;
+    let mut steps = mounts::mounts(list, &groups, input.idmaps, input.detached)?;
     steps.extend(devices::devices(linux, list)?);
     let process = input.spec.process().as_ref();
     if process.is_some_and(|process| process.terminal().unwrap_or(false)) {

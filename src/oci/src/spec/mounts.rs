@@ -10,7 +10,7 @@ use oci_spec::runtime::Mount;
 
 use super::options::{Bind, OptionError, Options};
 use super::users::{Idmap, ranges};
-use super::{Result, clean, invalid, text, unsupported};
+use super::{DetachedSource, Result, clean, invalid, text, unsupported};
 use crate::cgroup::Hierarchy;
 use crate::plan::{BindStep, FdIndex, FilesystemStep, NamespaceKind, NamespacePlan, Step};
 
@@ -34,7 +34,12 @@ pub(super) fn manages_groups(list: &[Mount], namespaces: &[NamespacePlan]) -> bo
     namespaces.iter().any(own_view) && list.iter().any(writable)
 }
 
-pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>, idmaps: &[Idmap]) -> Result<Vec<Step>> {
+pub(super) fn mounts(
+    list: &[Mount],
+    groups: &Groups<'_>,
+    idmaps: &[Idmap],
+    detached: &[DetachedSource],
+) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for (index, mount) in list.iter().enumerate() {
         let field = |name: &str| format!("mounts[{index}].{name}");
@@ -57,7 +62,8 @@ pub(super) fn mounts(list: &[Mount], groups: &Groups<'_>, idmaps: &[Idmap]) -> R
         let idmap = idmap(&field, mount, &options, idmaps)?;
         match (mount.typ().as_deref().unwrap_or_default(), options.bind) {
             ("bind", _) | (_, Some(_)) => {
-                steps.push(bind(&field, source, target, options, idmap)?);
+                let detached = detached.iter().find(|known| known.source == source);
+                steps.push(bind(&field, source, target, options, idmap, detached)?);
             }
             _ if idmap.is_some() => return Err(unsupported(field("uidMappings of a new mount"))),
             ("cgroup" | "cgroup2", None) => steps.extend(cgroup(groups, &target, &options)),
@@ -103,6 +109,7 @@ fn bind(
     target: String,
     options: Options,
     idmap: Option<FdIndex>,
+    detached: Option<&DetachedSource>,
 ) -> Result<Step> {
     if !source.starts_with('/') {
         return Err(invalid(
@@ -118,7 +125,7 @@ fn bind(
     }
     Ok(Step::Bind(BindStep {
         source,
-        in_root: None,
+        in_root: detached.and_then(|known| known.below.clone()),
         target,
         recursive: options.bind != Some(Bind::Plain),
         attr_set: options.set,
@@ -128,6 +135,7 @@ fn bind(
         propagation: options.propagation,
         idmap,
         idmap_recursive: options.idmap == Some(Bind::Recursive),
+        detached: detached.map(|known| known.mount),
     }))
 }
 

@@ -92,6 +92,7 @@ pub fn process(process: &Process, host: &HostFacts) -> Result<ProcessPlan> {
                 ))
             }
         },
+        resctrl: None,
     })
 }
 

@@ -84,6 +84,7 @@ fn mounts_with_mappings_find_their_user_namespace() {
             rootfs: None,
             joins: &[],
             idmaps,
+            detached: &[],
             seccomp: None,
         })
     };
