@@ -42,6 +42,7 @@ use crate::{
     sandbox,
     snapshot::removal,
     store::{Store, StoreError},
+    stream::{self, Endpoint, StreamError},
     userns,
 };
 
@@ -85,6 +86,9 @@ pub enum DaemonError {
     /// The network cannot be served.
     #[error("cannot start the network")]
     Network(#[from] NetworkError),
+    /// Streams cannot be served.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// The host lacks something.
     #[error("cannot judge the host")]
     Host(#[from] crisp_oci::host::HostError),
@@ -118,11 +122,12 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     }));
     empty_trash(&node);
     collect_attachments(&node);
+    let streams = stream::start(&node).await?;
     let listener = listen(&node.config.listen)?;
     tracing::info!(listen = %node.config.listen.display(), root = %node.config.root.display(), "serving");
     let manager = Notifier::from_environment();
     tell(manager.ready());
-    let served = serve_until_signal(listener, Arc::clone(&node)).await;
+    let served = serve_until_signal(listener, Arc::clone(&node), streams).await;
     tell(manager.stopping());
     fs::remove_file(&node.config.listen).ok();
     boot.end();
@@ -371,8 +376,12 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
-async fn serve_until_signal(listener: UnixListener, node: Arc<Node>) -> Result<(), DaemonError> {
-    let runtime = RuntimeServiceServer::new(Runtime::new(Arc::clone(&node)))
+async fn serve_until_signal(
+    listener: UnixListener,
+    node: Arc<Node>,
+    streams: Arc<Endpoint>,
+) -> Result<(), DaemonError> {
+    let runtime = RuntimeServiceServer::new(Runtime::new(Arc::clone(&node), streams))
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let image = ImageServiceServer::new(ImageEdge::new(Arc::clone(&node)))

@@ -33,6 +33,7 @@ pub mod seccomp;
 pub mod snapshot;
 pub mod stats;
 pub mod store;
+pub mod stream;
 pub mod undo;
 pub mod userns;
 pub mod watch;

@@ -76,6 +76,7 @@ pub struct Log<W = File> {
     head: [u8; HEAD_LEN],
     counters: LogCounters,
     reported_errno: i32,
+    reported_lost: u64,
     reported_at: Option<Instant>,
 }
 
@@ -151,6 +152,7 @@ impl<W: Write> Log<W> {
             head: [0; HEAD_LEN],
             counters: LogCounters::default(),
             reported_errno: 0,
+            reported_lost: 0,
             reported_at: None,
         }
     }
@@ -210,13 +212,16 @@ impl<W: Write> Log<W> {
         self.pending[stream as usize] = pending;
     }
 
-    /// When the next piece has waited long enough. None while nothing waits.
+    /// When the next piece has waited long enough, or a loss has gone untold for long enough. None
+    /// while there is neither.
     pub fn deadline(&self) -> Option<Instant> {
-        self.pending
-            .iter()
-            .filter_map(|p| p.since)
-            .min()
+        let untold = self.counters.errno != 0 && self.counters.lost_bytes != self.reported_lost;
+        let report = self.reported_at.filter(|_| untold);
+        let pieces = self.pending.iter().filter_map(|piece| piece.since);
+        pieces
             .map(|since| since + PARTIAL_IDLE)
+            .chain(report.map(|at| at + TROUBLE_INTERVAL))
+            .min()
     }
 
     /// Writes the pieces that have waited long enough.
@@ -237,19 +242,20 @@ impl<W: Write> Log<W> {
     /// What should be reported now: that writes began to fail or work again, and in between, at
     /// most every [`TROUBLE_INTERVAL`], how much was lost.
     pub fn trouble(&mut self, now: Instant) -> Option<Trouble> {
-        let errno = self.counters.errno;
+        let LogCounters {
+            errno, lost_bytes, ..
+        } = self.counters;
         let due = self
             .reported_at
             .is_none_or(|at| now >= at + TROUBLE_INTERVAL);
-        if errno == self.reported_errno && (errno == 0 || !due) {
+        let news = errno != 0 && due && lost_bytes != self.reported_lost;
+        if errno == self.reported_errno && !news {
             return None;
         }
         self.reported_errno = errno;
+        self.reported_lost = lost_bytes;
         self.reported_at = Some(now);
-        Some(Trouble {
-            lost_bytes: self.counters.lost_bytes,
-            errno,
-        })
+        Some(Trouble { lost_bytes, errno })
     }
 
     /// The records that follow are of this stream and of now.

@@ -44,6 +44,24 @@ pub struct CliArgs {
     /// Port of the streaming server, 0 for a free one
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<String>,
+    /// Certificate of the streaming server, PEM; empty: it speaks no TLS
+    #[arg(long, value_name = "FILE")]
+    pub stream_tls_cert: Option<String>,
+    /// Key of the streaming server's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub stream_tls_key: Option<String>,
+    /// Who signs the clients of the streaming server, PEM; empty: clients need no certificate
+    #[arg(long, value_name = "FILE")]
+    pub stream_tls_client_ca: Option<String>,
+    /// End a streamed command when its client goes
+    #[arg(long, value_name = "BOOL")]
+    pub stream_kill_on_disconnect: Option<String>,
+    /// How long nothing may come or go on a stream connection
+    #[arg(long, value_name = "TIME")]
+    pub stream_idle_timeout: Option<String>,
+    /// How long a client may take to open its streams
+    #[arg(long, value_name = "TIME")]
+    pub stream_creation_timeout: Option<String>,
     /// Handler for pods that ask for none
     #[arg(long, value_name = "NAME")]
     pub runtime_default: Option<String>,
@@ -60,7 +78,7 @@ pub struct CliArgs {
 
 impl CliArgs {
     /// Every flag that is a key, by the key's name.
-    pub(super) fn flags(&self) -> [(&'static str, Option<&str>); 16] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<&str>); 22] {
         [
             ("root", self.root.as_deref()),
             ("state", self.state.as_deref()),
@@ -77,6 +95,18 @@ impl CliArgs {
             ("image.hosts_dir", self.image_hosts_dir.as_deref()),
             ("stream.address", self.stream_address.as_deref()),
             ("stream.port", self.stream_port.as_deref()),
+            ("stream.tls_cert", self.stream_tls_cert.as_deref()),
+            ("stream.tls_key", self.stream_tls_key.as_deref()),
+            ("stream.tls_client_ca", self.stream_tls_client_ca.as_deref()),
+            (
+                "stream.kill_on_disconnect",
+                self.stream_kill_on_disconnect.as_deref(),
+            ),
+            ("stream.idle_timeout", self.stream_idle_timeout.as_deref()),
+            (
+                "stream.creation_timeout",
+                self.stream_creation_timeout.as_deref(),
+            ),
             ("runtime.default", self.runtime_default.as_deref()),
             (
                 "runtime.create_mount_sources",

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +10,7 @@ use super::{
     args::CliArgs,
     keys::HANDLERS,
     layer::{Setting, Settings, drop_ins},
+    stream,
     value::{Value, quoted},
 };
 
@@ -81,6 +81,7 @@ fn build(mut settings: Settings) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     take_plain(&mut config, &mut settings);
     take_listen(&mut config, &mut settings);
+    stream::take(&mut config.stream, &mut settings);
     take_handlers(&mut config, &mut settings);
     refuse_unbuilt(&config, &mut settings);
     if config.root == config.state {
@@ -135,9 +136,6 @@ fn take_plain(config: &mut Config, settings: &mut Settings) {
     if let Some(Value::Switch(on)) = value(settings, "network.default_bridge") {
         config.network.default_bridge = on;
     }
-    if let Some(Value::Port(port)) = value(settings, "stream.port") {
-        config.stream.port = port;
-    }
     if let Some(Value::Paths(dirs)) = value(settings, "network.plugin_dirs") {
         config.network.plugin_dirs = dirs;
     }
@@ -146,19 +144,6 @@ fn take_plain(config: &mut Config, settings: &mut Settings) {
     }
     if let Some(Value::Paths(dirs)) = value(settings, "runtime.cdi_dirs") {
         config.runtime.cdi_dirs = dirs;
-    }
-    if let Some(address) = text("stream.address") {
-        match address.parse::<IpAddr>() {
-            Ok(address) => config.stream.address = address,
-            Err(_) => {
-                let origin = origin(settings, "stream.address");
-                let text = format!(
-                    "{} is not an IP address, such as 127.0.0.1",
-                    quoted(&address)
-                );
-                settings.problem(origin, "stream.address", text);
-            }
-        }
     }
 }
 
@@ -270,11 +255,11 @@ fn is_handler_name(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-fn value(settings: &Settings, name: &str) -> Option<Value> {
+pub(super) fn value(settings: &Settings, name: &str) -> Option<Value> {
     settings.values.get(name).map(|s| s.value.clone())
 }
 
-fn origin(settings: &Settings, name: &str) -> Origin {
+pub(super) fn origin(settings: &Settings, name: &str) -> Origin {
     settings
         .values
         .get(name)

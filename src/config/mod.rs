@@ -15,12 +15,13 @@ mod keys;
 mod layer;
 mod load;
 pub mod lock;
+mod stream;
 mod value;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 pub use self::args::CliArgs;
 pub use self::error::{ConfigError, Origin, Problem};
@@ -114,6 +115,25 @@ pub struct StreamConfig {
     pub address: IpAddr,
     /// Port it listens on; 0 takes a free one.
     pub port: u16,
+    /// Certificates, if it speaks TLS.
+    pub tls: Option<StreamTls>,
+    /// Whether a command ends when its client goes.
+    pub kill_on_disconnect: bool,
+    /// How long nothing may come or go.
+    pub idle_timeout: Duration,
+    /// How long a client may take to open its streams.
+    pub creation_timeout: Duration,
+}
+
+/// Certificates of the streaming server: PEM files, read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamTls {
+    /// Its certificate, with the chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Those who sign clients: without a certificate of theirs no client is served.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// OCI runtimes.
@@ -177,6 +197,10 @@ impl Default for Config {
             stream: StreamConfig {
                 address: IpAddr::from([127, 0, 0, 1]),
                 port: 0,
+                tls: None,
+                kill_on_disconnect: false,
+                idle_timeout: Duration::from_secs(4 * 3600),
+                creation_timeout: Duration::from_secs(30),
             },
             runtime: RuntimeConfig {
                 default: "crisp".to_owned(),

@@ -130,7 +130,7 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{shown:?}")
 }
 
-fn absolute(text: &str) -> Option<PathBuf> {
+pub(super) fn absolute(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let plain = path
         .components()

@@ -1,12 +1,9 @@
-//! Runs a command in a container and captures what it prints.
+//! Runs a command in a container, and captures what it prints or hands out its streams.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,9 +12,18 @@ use crisp_oci::plan::ProcessPlan;
 use super::{Container, driver::ContainerError, state::State, update};
 use crate::{
     id::ContainerId,
-    monitor::{Captured, ExecCommand},
+    monitor::{Captured, ExecCommand, ExecIo, ExecSession, Monitor},
     node::Node,
 };
+
+/// A command whose streams are handed out.
+#[derive(Debug)]
+pub struct ExecSpec {
+    /// Command line, never empty.
+    pub command: Vec<String>,
+    /// Its streams.
+    pub io: ExecIo,
+}
 
 /// Why the description of a container's processes could not be read back from its bundle.
 #[derive(Debug, thiserror::Error)]
@@ -64,27 +70,6 @@ pub enum BundleReadError {
 /// encodes it: unlike config.json it can hold every value of the environment.
 pub const PROCESS_FILE: &str = "process";
 
-/// Outputs that were cut at the limit since the daemon started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
-    /// Commands that printed more than there was room for.
-    pub commands: u64,
-    /// What was thrown away of it.
-    pub bytes: u64,
-}
-
-static CUT_COMMANDS: AtomicU64 = AtomicU64::new(0);
-static CUT_BYTES: AtomicU64 = AtomicU64::new(0);
-
-/// What was cut so far.
-#[must_use]
-pub fn cut() -> Cut {
-    Cut {
-        commands: CUT_COMMANDS.load(Ordering::Relaxed),
-        bytes: CUT_BYTES.load(Ordering::Relaxed),
-    }
-}
-
 impl Container {
     /// Runs `command` as the container's own processes run, and waits for its end.
     ///
@@ -97,31 +82,68 @@ impl Container {
         command: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<Captured, ContainerError> {
-        let state = self.state();
-        if !matches!(*state, State::Running { .. }) {
-            return Err(ContainerError::WrongState {
-                verb: "run a command in",
-                state: state.word(),
-            });
-        }
-        let monitor = self.monitor()?;
-        let template = self.process_template(node).await?;
-        let process = ProcessPlan {
-            args: command.into_iter().map(String::into_bytes).collect(),
-            terminal: false,
-            ..template.as_ref().clone()
-        };
-        let process = crisp_oci::wire::encode_process(&process);
+        let (monitor, process) = self.prepare_exec(node, command, false).await?;
         let captured = monitor
             .exec_capture(ExecCommand { process, limit })
             .await
             .map_err(ContainerError::Exec)?;
         if captured.cut > 0 {
-            CUT_COMMANDS.fetch_add(1, Ordering::Relaxed);
-            CUT_BYTES.fetch_add(captured.cut, Ordering::Relaxed);
             tracing::warn!(id = %self.id, bytes = captured.cut, "output of a command was cut");
         }
         Ok(captured)
+    }
+
+    /// Runs a command as the container's own processes run, and hands out its streams.
+    ///
+    /// # Errors
+    /// When the container does not run or the command cannot be executed.
+    pub async fn exec_session(
+        &self,
+        node: &Arc<Node>,
+        spec: ExecSpec,
+    ) -> Result<ExecSession, ContainerError> {
+        let ExecSpec { command, io } = spec;
+        let terminal = matches!(io, ExecIo::Terminal);
+        let (monitor, process) = self.prepare_exec(node, command, terminal).await?;
+        let session = monitor.exec_session(process, io).await;
+        session.map_err(ContainerError::Exec)
+    }
+
+    /// Fails unless it runs; `verb` is what was asked.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn check_running(&self, verb: &'static str) -> Result<(), ContainerError> {
+        let state = self.state();
+        match *state {
+            State::Running { .. } => Ok(()),
+            _ => Err(ContainerError::WrongState {
+                verb,
+                state: state.word(),
+            }),
+        }
+    }
+
+    /// The monitor, and the encoded process that it is to execute.
+    async fn prepare_exec(
+        &self,
+        node: &Arc<Node>,
+        command: Vec<String>,
+        terminal: bool,
+    ) -> Result<(Arc<Monitor>, Vec<u8>), ContainerError> {
+        self.check_running("run a command in")?;
+        let monitor = self.monitor()?;
+        let template = self.process_template(node).await?;
+        let mut process = ProcessPlan {
+            args: command.into_iter().map(String::into_bytes).collect(),
+            terminal,
+            console_size: None,
+            ..template.as_ref().clone()
+        };
+        if terminal && !process.env.iter().any(|entry| entry.starts_with(b"TERM=")) {
+            process.env.push(b"TERM=xterm".to_vec());
+        }
+        Ok((monitor, crisp_oci::wire::encode_process(&process)))
     }
 
     async fn process_template(&self, node: &Arc<Node>) -> Result<Arc<ProcessPlan>, ContainerError> {

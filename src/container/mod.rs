@@ -8,7 +8,7 @@
 //! - [`create`]: steps `container.reserve`, `.rootfs`, `.bundle`, `.plan`, `.monitor`, `.commit`.
 //! - [`driver`]: start, stop, remove, exits.
 //! - [`attach`]: connect a client to its streams.
-//! - [`exec`]: run a command and capture it.
+//! - [`exec`]: run a command and capture it, or hand out its streams.
 //! - [`update`]: change its limits.
 //! - [`undo`]: take apart what a record says may exist.
 //! - [`recover`]: after a restart of the daemon.

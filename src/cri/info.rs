@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     container::{self, Container},
+    monitor,
     node::Node,
     observe,
     sandbox::Sandbox,
@@ -46,7 +47,7 @@ pub fn node(node: &Node) -> HashMap<String, String> {
     let network = json!({ "configuration": node.network.loaded().list.as_ref().map(|list| list.name.clone()) });
     let known = node.cdi.known();
     let cdi = json!({ "devices": known.names(), "problems": known.problems });
-    let cut = container::exec::cut();
+    let cut = monitor::cut_outputs();
     let exec = json!({ "outputsCut": cut.commands, "bytesCut": cut.bytes });
     HashMap::from([
         ("cdi".to_owned(), cdi.to_string()),

@@ -8,7 +8,7 @@ use super::{
     convert::{
         self, HostSupport, exec as convert_exec,
         filter::{ContainerFilter, SandboxFilter},
-        render,
+        render, stream as convert_stream,
     },
     info,
     proto::{self, runtime_service_server::RuntimeService},
@@ -21,20 +21,26 @@ use crate::{
     node::Node,
     registry::LookupError,
     sandbox::{self, Sandbox},
+    stream::{Endpoint, Grant},
 };
 
 /// The runtime half of the CRI.
 pub struct Runtime {
     node: Arc<Node>,
+    streams: Arc<Endpoint>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Runtime {
-    /// Serves the sandboxes and containers of `node`.
+    /// Serves the sandboxes and containers of `node`; clients of streams are sent to `streams`.
     #[must_use]
-    pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    pub fn new(node: Arc<Node>, streams: Arc<Endpoint>) -> Self {
+        Self { node, streams }
+    }
+
+    fn grant(&self, grant: Grant) -> Result<String, Status> {
+        self.streams.grant(grant).map_err(|error| status(&error))
     }
 
     fn host(&self) -> HostSupport {
@@ -286,19 +292,48 @@ impl RuntimeService for Runtime {
         }))
     }
 
-    async fn exec(&self, _: Request<proto::ExecRequest>) -> Answer<proto::ExecResponse> {
-        not_served("Exec")
+    async fn exec(&self, request: Request<proto::ExecRequest>) -> Answer<proto::ExecResponse> {
+        let spec = convert_stream::exec(request.get_ref()).map_err(|e| status(&e))?;
+        let container = self.container(&request.get_ref().container_id)?;
+        container
+            .check_running("run a command in")
+            .map_err(|e| status(&e))?;
+        let url = self.grant(Grant::Exec {
+            container: container.id.clone(),
+            command: spec.command,
+            stdio: spec.stdio,
+        })?;
+        Ok(Response::new(proto::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<proto::AttachRequest>) -> Answer<proto::AttachResponse> {
-        not_served("Attach")
+    async fn attach(
+        &self,
+        request: Request<proto::AttachRequest>,
+    ) -> Answer<proto::AttachResponse> {
+        let stdio = convert_stream::attach(request.get_ref()).map_err(|e| status(&e))?;
+        let container = self.container(&request.get_ref().container_id)?;
+        container
+            .check_running("attach to")
+            .map_err(|e| status(&e))?;
+        let url = self.grant(Grant::Attach {
+            container: container.id.clone(),
+            stdio,
+        })?;
+        Ok(Response::new(proto::AttachResponse { url }))
     }
 
     async fn port_forward(
         &self,
-        _: Request<proto::PortForwardRequest>,
+        request: Request<proto::PortForwardRequest>,
     ) -> Answer<proto::PortForwardResponse> {
-        not_served("PortForward")
+        let ports = convert_stream::port_forward(request.get_ref()).map_err(|e| status(&e))?;
+        let sandbox = self.sandbox(&request.get_ref().pod_sandbox_id)?;
+        sandbox.accepts_connections().map_err(|e| status(&e))?;
+        let url = self.grant(Grant::PortForward {
+            sandbox: sandbox.id.clone(),
+            ports,
+        })?;
+        Ok(Response::new(proto::PortForwardResponse { url }))
     }
 
     async fn container_stats(

@@ -53,16 +53,18 @@ fn split<T: Message>(items: Vec<T>) -> Vec<Vec<T>> {
 /// # Errors
 /// The daemon is ending.
 pub fn events(events: &Events) -> Result<Items<proto::ContainerEventResponse>, Status> {
-    let listener = events.listen().ok_or_else(ending)?;
-    let told = stream::unfold(Some(listener), |listener| async {
+    Ok(told(events.listen().ok_or_else(ending)?))
+}
+
+fn told(listener: Receiver<Arc<Event>>) -> Items<proto::ContainerEventResponse> {
+    Box::pin(stream::unfold(Some(listener), |listener| async {
         let mut listener = listener?;
         Some(match next(&mut listener).await {
             Ok(event) => (Ok(event), Some(listener)),
             // The last word: a gap must not go unnoticed.
             Err(status) => (Err(status), None),
         })
-    });
-    Ok(Box::pin(told))
+    }))
 }
 
 async fn next(
@@ -116,6 +118,34 @@ fn response(event: &Event) -> proto::ContainerEventResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_falls_behind_hears_how_far_and_nothing_more() {
+        use futures_util::StreamExt;
+        let (sender, listener) = tokio::sync::broadcast::channel(2);
+        let sandbox = crate::id::SandboxId::random();
+        let event = |at| Event {
+            kind: EventKind::Started,
+            container: None,
+            sandbox: sandbox.clone(),
+            at,
+            pod: None,
+        };
+        let mut events = told(listener);
+        assert!(sender.send(Arc::new(event(1))).is_ok());
+        let heard = events.next().await.unwrap().unwrap();
+        assert_eq!(
+            (heard.created_at, &*heard.container_id),
+            (1, sandbox.as_str())
+        );
+        for at in 2..7 {
+            assert!(sender.send(Arc::new(event(at))).is_ok());
+        }
+        let end = events.next().await.unwrap().unwrap_err();
+        assert_eq!(end.code(), tonic::Code::ResourceExhausted);
+        assert!(end.message().contains("lost 3 events"), "{end}");
+        assert!(events.next().await.is_none());
+    }
 
     fn image(id: usize, bytes: usize) -> proto::Image {
         proto::Image {

@@ -10,7 +10,7 @@ use std::{
 use conmon_rs::protocol::{self, Reply, Request, Snapshot};
 use tokio::sync::mpsc;
 
-use super::{Monitor, MonitorError, Notice, link::Link};
+use super::{Monitor, MonitorError, Notice, REQUEST_LIMIT, link::Link};
 use crate::process::Process;
 
 /// A monitor that was found again.
@@ -40,7 +40,7 @@ pub async fn connect(directory: &Path) -> Result<Connected, MonitorError> {
     let hello = Request::Hello {
         version: protocol::PROTOCOL_VERSION,
     };
-    match monitor.timed("hello", hello, super::REQUEST_LIMIT).await {
+    match monitor.timed("hello", hello, REQUEST_LIMIT).await {
         Ok(answer) => match answer.reply {
             Reply::Snapshot(snapshot) => Ok(Connected {
                 monitor,

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -44,10 +45,45 @@ pub struct Captured {
     pub cut: u64,
 }
 
+/// A command that runs.
+pub(super) struct Started {
+    /// Its number.
+    pub(super) exec: u64,
+    /// Where its end will be told.
+    pub(super) ended: oneshot::Receiver<ExecExit>,
+    /// The master of its terminal, if it has one.
+    pub(super) console: Option<OwnedFd>,
+}
+
 /// How many pipes that a command left open to its children are kept from breaking, and how long.
 const LEFT_OPEN: usize = 64;
 const LEFT_OPEN_LIMIT: Duration = Duration::from_secs(3600);
 static LEFT_OPEN_SLOTS: Semaphore = Semaphore::const_new(LEFT_OPEN);
+
+/// Outputs that were cut at the limit since the daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Commands that printed more than there was room for.
+    pub commands: u64,
+    /// What was thrown away of it.
+    pub bytes: u64,
+}
+
+static CUT_COMMANDS: AtomicU64 = AtomicU64::new(0);
+static CUT_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// What was cut so far.
+#[must_use]
+pub fn cut_outputs() -> Cut {
+    Cut {
+        commands: CUT_COMMANDS.load(Ordering::Relaxed),
+        bytes: CUT_BYTES.load(Ordering::Relaxed),
+    }
+}
+
+/// How long the end of a command is waited for before its pipes are watched. Most probes are over
+/// by then: what they printed lies in the pipes, and watching would have been half the work.
+const SOON: Duration = Duration::from_millis(4);
 
 /// Both streams as read so far.
 struct Capture {
@@ -63,9 +99,16 @@ struct Room {
 }
 
 struct Stream {
-    pipe: Option<pipe::Receiver>,
+    source: Source,
     scratch: Box<[u8]>,
     bytes: Vec<u8>,
+}
+
+/// Our end of a stream.
+enum Source {
+    Unwatched(OwnedFd),
+    Watched(pipe::Receiver),
+    Ended,
 }
 
 impl Monitor {
@@ -80,7 +123,8 @@ impl Monitor {
     pub async fn exec_capture(&self, command: ExecCommand) -> Result<Captured, MonitorError> {
         let (mut capture, theirs) = Capture::open().map_err(MonitorError::Pipes)?;
         let limit = command.limit;
-        let (exec, ended) = self.exec_start(command.process, &theirs).await?;
+        let started = self.exec_start(command.process, Some(&theirs)).await?;
+        let Started { exec, ended, .. } = started;
         // Our copies of the far ends must go, or the pipes would never end.
         drop(theirs);
         let guard = KillIfDropped {
@@ -106,18 +150,20 @@ impl Monitor {
         }
     }
 
-    async fn exec_start(
+    /// Has the monitor execute a process, with these streams or with a terminal.
+    pub(super) async fn exec_start(
         &self,
         process: Vec<u8>,
-        theirs: &[OwnedFd; 3],
-    ) -> Result<(u64, oneshot::Receiver<ExecExit>), MonitorError> {
-        let (request, too_large) = ExecRequest::inline_or_memfd(process, false);
+        theirs: Option<&[OwnedFd; 3]>,
+    ) -> Result<Started, MonitorError> {
+        let (request, too_large) = ExecRequest::inline_or_memfd(process, theirs.is_none());
         let payload = too_large
             .map(|bytes| crisp_sys::fd::sealed_memfd("process", &bytes))
             .transpose()
             .map_err(|error| MonitorError::Pipes(error.into()))?;
+        let streams = theirs.into_iter().flatten();
         let descriptors: Vec<BorrowedFd<'_>> =
-            payload.iter().chain(theirs).map(AsFd::as_fd).collect();
+            payload.iter().chain(streams).map(AsFd::as_fd).collect();
         let call = self.link.call(Request::Exec(request), &descriptors);
         let answer = tokio::time::timeout(REQUEST_LIMIT, call)
             .await
@@ -126,19 +172,28 @@ impl Monitor {
                 limit: REQUEST_LIMIT,
             })??;
         match (answer.reply, answer.exec_end) {
-            (Reply::ExecStarted { exec, .. }, Some(end)) => Ok((exec, end)),
+            (Reply::ExecStarted { exec, .. }, Some(ended)) => Ok(Started {
+                exec,
+                ended,
+                console: answer.descriptors.into_iter().next(),
+            }),
             (other, _) => Err(MonitorError::refused(other)),
         }
     }
 
     async fn exec_kill(&self, exec: u64) {
+        self.exec_signal(exec, libc::SIGKILL).await;
+    }
+
+    /// Signals the process group of a command; SIGKILL reaches whatever else it has started.
+    pub(super) async fn exec_signal(&self, exec: u64, signo: i32) {
         let request = Request::ExecSignal {
             exec,
-            signo: libc::SIGKILL,
+            signo,
             group: true,
         };
-        if let Err(error) = self.ask("kill of a command", request).await {
-            tracing::debug!(exec, %error, "command could not be killed");
+        if let Err(error) = self.ask("signal to a command", request).await {
+            tracing::debug!(exec, signo, %error, "command could not be signalled");
         }
     }
 }
@@ -172,6 +227,15 @@ impl Capture {
             }
         };
         tokio::pin!(late);
+        let soon = deadline.map_or(SOON, |at| {
+            at.saturating_duration_since(Instant::now()).min(SOON)
+        });
+        if let Ok(exit) = tokio::time::timeout(soon, &mut ended).await {
+            return Some(exit.map_err(|_| MonitorError::Gone));
+        }
+        if let Err(error) = self.stdout.watch().and_then(|()| self.stderr.watch()) {
+            return Some(Err(MonitorError::Pipes(error)));
+        }
         loop {
             tokio::select! {
                 exit = &mut ended => return Some(exit.map_err(|_| MonitorError::Gone)),
@@ -192,7 +256,7 @@ impl Capture {
     async fn discard_until_end(&mut self, limit: Duration) {
         self.room.left = 0;
         let both = async {
-            while self.stdout.pipe.is_some() || self.stderr.pipe.is_some() {
+            while self.stdout.is_open() || self.stderr.is_open() {
                 tokio::select! {
                     count = self.stdout.fill() => self.stdout.keep(count, &mut self.room),
                     count = self.stderr.fill() => self.stderr.keep(count, &mut self.room),
@@ -203,8 +267,14 @@ impl Capture {
     }
 
     fn finish(self, exit: ExecExit) -> Captured {
-        for pipe in [self.stdout.pipe, self.stderr.pipe].into_iter().flatten() {
-            keep_from_breaking(pipe);
+        if self.room.cut > 0 {
+            CUT_COMMANDS.fetch_add(1, Ordering::Relaxed);
+            CUT_BYTES.fetch_add(self.room.cut, Ordering::Relaxed);
+        }
+        for source in [self.stdout.source, self.stderr.source] {
+            if let Some(pipe) = source.watched() {
+                keep_from_breaking(pipe);
+            }
         }
         Captured {
             stdout: self.stdout.bytes,
@@ -217,7 +287,7 @@ impl Capture {
 
 /// A child in the background may still write: it must not die of a broken pipe because the command
 /// that started it is done. Its output is thrown away, for a while.
-fn keep_from_breaking(mut pipe: pipe::Receiver) {
+pub(super) fn keep_from_breaking(mut pipe: pipe::Receiver) {
     let Ok(slot) = LEFT_OPEN_SLOTS.try_acquire() else {
         return;
     };
@@ -229,29 +299,52 @@ fn keep_from_breaking(mut pipe: pipe::Receiver) {
     });
 }
 
+impl Source {
+    /// The pipe, from now on watched by the runtime. None if it has ended or cannot be watched.
+    fn watched(self) -> Option<pipe::Receiver> {
+        match self {
+            Self::Unwatched(end) => pipe::Receiver::from_owned_fd(end).ok(),
+            Self::Watched(pipe) => Some(pipe),
+            Self::Ended => None,
+        }
+    }
+}
+
 impl Stream {
     fn open(end: OwnedFd) -> std::io::Result<Self> {
         crisp_sys::fd::set_nonblocking(end.as_fd(), true)?;
-        let pipe = Some(pipe::Receiver::from_owned_fd(end)?);
         Ok(Self {
-            pipe,
+            source: Source::Unwatched(end),
             scratch: vec![0; 16 * 1024].into(),
             bytes: Vec::new(),
         })
     }
 
+    fn is_open(&self) -> bool {
+        !matches!(self.source, Source::Ended)
+    }
+
+    fn watch(&mut self) -> std::io::Result<()> {
+        let source = std::mem::replace(&mut self.source, Source::Ended);
+        self.source = match source {
+            Source::Unwatched(end) => Source::Watched(pipe::Receiver::from_owned_fd(end)?),
+            other => other,
+        };
+        Ok(())
+    }
+
     /// One read into the scratch space; never ends once the stream has.
     async fn fill(&mut self) -> usize {
-        match &mut self.pipe {
-            Some(pipe) => pipe.read(&mut self.scratch).await.unwrap_or(0),
-            None => std::future::pending().await,
+        match &mut self.source {
+            Source::Watched(pipe) => pipe.read(&mut self.scratch).await.unwrap_or(0),
+            Source::Unwatched(_) | Source::Ended => std::future::pending().await,
         }
     }
 
     /// Keeps what was read as far as there is room; nothing read is the end of the stream.
     fn keep(&mut self, count: usize, room: &mut Room) {
         if count == 0 {
-            self.pipe = None;
+            self.source = Source::Ended;
         }
         let kept = count.min(room.left);
         self.bytes.extend_from_slice(&self.scratch[..kept]);
@@ -264,8 +357,12 @@ impl Stream {
     fn drain(&mut self, room: &mut Room) {
         // Bounded: a child left behind may keep on writing for ever.
         for _ in 0..2048 {
-            let Some(pipe) = &self.pipe else { return };
-            match nix::unistd::read(pipe, &mut self.scratch) {
+            let end = match &self.source {
+                Source::Unwatched(end) => end.as_fd(),
+                Source::Watched(pipe) => pipe.as_fd(),
+                Source::Ended => return,
+            };
+            match nix::unistd::read(end, &mut self.scratch) {
                 Ok(count) => self.keep(count, room),
                 Err(_) => return,
             }

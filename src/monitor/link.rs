@@ -42,6 +42,8 @@ pub(super) struct Answer {
     pub(super) reply: Reply,
     /// For an `ExecStarted`: where its end will be told.
     pub(super) exec_end: Option<oneshot::Receiver<ExecExit>>,
+    /// What came with it.
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 /// The socket to a monitor. Cloning shares it.
@@ -164,7 +166,7 @@ impl Shared {
         let mut buffer = vec![0_u8; MAX_FRAME];
         loop {
             match self.read_one(&mut buffer).await {
-                Ok(Some(frame)) => self.dispatch(frame, notices),
+                Ok(Some((frame, descriptors))) => self.dispatch(frame, descriptors, notices),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "monitor socket failed");
@@ -185,7 +187,7 @@ impl Shared {
         notices.send(Notice::Closed).ok();
     }
 
-    async fn read_one(&self, buffer: &mut [u8]) -> io::Result<Option<Frame>> {
+    async fn read_one(&self, buffer: &mut [u8]) -> io::Result<Option<(Frame, Vec<OwnedFd>)>> {
         loop {
             let mut ready = self.socket.readable().await?;
             let received = ready.try_io(|socket| {
@@ -194,8 +196,8 @@ impl Shared {
             });
             match received {
                 Ok(Ok((0, _))) => return Ok(None),
-                Ok(Ok((length, _descriptors))) => match Frame::decode(&buffer[..length]) {
-                    Ok(frame) => return Ok(Some(frame)),
+                Ok(Ok((length, descriptors))) => match Frame::decode(&buffer[..length]) {
+                    Ok(frame) => return Ok(Some((frame, descriptors))),
                     // An event of a later release means nothing to us.
                     Err(DecodeError::Unknown { seq: 0, .. }) => {}
                     Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
@@ -209,7 +211,12 @@ impl Shared {
         }
     }
 
-    fn dispatch(&self, frame: Frame, notices: &mpsc::UnboundedSender<Notice>) {
+    fn dispatch(
+        &self,
+        frame: Frame,
+        descriptors: Vec<OwnedFd>,
+        notices: &mpsc::UnboundedSender<Notice>,
+    ) {
         match frame {
             Frame::Reply { seq, reply } => {
                 let mut waiting = self.lock();
@@ -223,7 +230,12 @@ impl Shared {
                     None
                 };
                 if let Some(waiter) = waiting.replies.remove(&seq) {
-                    waiter.send(Answer { reply, exec_end }).ok();
+                    let answer = Answer {
+                        reply,
+                        exec_end,
+                        descriptors,
+                    };
+                    waiter.send(answer).ok();
                 }
             }
             Frame::Event(Event::ExecExited {

@@ -7,6 +7,7 @@
 mod attach;
 mod connect;
 mod exec;
+mod exec_session;
 mod launch;
 mod link;
 
@@ -18,6 +19,8 @@ use tokio::sync::mpsc;
 pub use attach::AttachPipes;
 pub use connect::{Connected, connect};
 pub use exec::{Captured, ExecCommand, OUTPUT_LIMIT};
+pub use exec::{Cut, cut_outputs};
+pub use exec_session::{ExecIo, ExecProcess, ExecSession, ExecStreams, leave_open};
 pub use launch::{Launch, launch};
 pub use link::{ExecExit, Notice};
 

@@ -23,6 +23,7 @@ pub mod cache;
 pub mod conflist;
 pub mod counters;
 pub mod detach;
+pub mod dial;
 mod error;
 pub mod exec;
 pub mod invocation;

@@ -55,6 +55,9 @@ pub enum SandboxError {
     /// A step of the undoing failed; it is retried in the background.
     #[error("cannot take the sandbox apart, still trying")]
     Undo(#[source] UndoError),
+    /// It was stopped, or its pause died.
+    #[error("the sandbox is not ready")]
+    NotReady,
 }
 
 impl Classify for SandboxError {
@@ -63,6 +66,7 @@ impl Classify for SandboxError {
             Self::Container { source, .. } => source.kind(),
             Self::Update(error) => error.kind(),
             Self::Undo(error) => error.kind(),
+            Self::NotReady => ErrorKind::WrongState,
         }
     }
 }

@@ -103,6 +103,17 @@ impl Sandbox {
         (*guard == Gate::Open).then_some(guard)
     }
 
+    /// Fails unless its ports can be connected to now.
+    ///
+    /// # Errors
+    /// When it is not ready.
+    pub fn accepts_connections(&self) -> Result<(), SandboxError> {
+        match self.published().ready {
+            true => Ok(()),
+            false => Err(SandboxError::NotReady),
+        }
+    }
+
     /// Ends every container, releases the network and the namespaces. Stopping a stopped sandbox
     /// finishes what an earlier stop left.
     ///

@@ -18,7 +18,7 @@ use crisp_sys::{event, pidfd, socket};
 use super::{
     files,
     record::{PauseRecord, SandboxRecord},
-    spec::{IpcMode, PidMode, SandboxSpec},
+    spec::{IpcMode, PidMode, SandboxSpec, UserNamespace},
 };
 use crate::{
     error::{Classify, ErrorKind},
@@ -193,14 +193,22 @@ fn default_sysctls(spec: &SandboxSpec) -> Vec<(String, String)> {
     if spec.host_network() {
         return Vec::new();
     }
+    let groups = match spec.security.namespaces.user {
+        UserNamespace::Node => "0 2147483647".to_owned(),
+        // Groups that the pod's namespace does not have cannot be named in it.
+        UserNamespace::Pod { gids, .. } => {
+            let last = gids.container_id.saturating_add(gids.length - 1);
+            format!("{} {last}", gids.container_id)
+        }
+    };
     let defaults = [
-        ("net.ipv4.ip_unprivileged_port_start", "0"),
-        ("net.ipv4.ping_group_range", "0 2147483647"),
+        ("net.ipv4.ip_unprivileged_port_start", "0".to_owned()),
+        ("net.ipv4.ping_group_range", groups),
     ];
     defaults
         .into_iter()
         .filter(|(key, _)| !spec.sysctls.contains_key(*key))
-        .map(|(key, value)| (proc_path(key), value.to_owned()))
+        .map(|(key, value)| (proc_path(key), value))
         .collect()
 }
 
@@ -485,6 +493,35 @@ mod tests {
         );
         let with_dot = proc_path("net.ipv4.conf.eth0/1.forwarding");
         assert_eq!(with_dot, "net/ipv4/conf/eth0.1/forwarding");
+    }
+
+    #[test]
+    fn a_pod_with_a_network_of_its_own_may_ping_and_bind_low_ports() {
+        use super::super::spec::{IdMapping, NetworkMode};
+        let mut spec = SandboxSpec::default();
+        let of = |spec: &SandboxSpec, file: &str| {
+            let all = default_sysctls(spec);
+            let found = all.into_iter().find(|(key, _)| key.ends_with(file));
+            found.map(|(_, value)| value)
+        };
+        let (ping, ports) = ("ping_group_range", "ip_unprivileged_port_start");
+        assert_eq!(of(&spec, ping).as_deref(), Some("0 2147483647"));
+        assert_eq!(of(&spec, ports).as_deref(), Some("0"));
+        let ids = IdMapping {
+            host_id: 100_000,
+            container_id: 0,
+            length: 65536,
+        };
+        spec.security.namespaces.user = UserNamespace::Pod {
+            uids: ids,
+            gids: ids,
+        };
+        assert_eq!(of(&spec, ping).as_deref(), Some("0 65535"));
+        let asked = "net.ipv4.ping_group_range".to_owned();
+        spec.sysctls.insert(asked, "1 0".to_owned());
+        assert_eq!(of(&spec, ping), None, "what was asked for counts");
+        spec.security.namespaces.network = NetworkMode::Node;
+        assert!(default_sysctls(&spec).is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod check;
 mod info;
+mod verify;
 
 use std::{
     collections::HashMap,
@@ -650,30 +651,6 @@ impl Layers {
         let name = format!("{key}.{}", random_name());
         fs::rename(self.dir(key), self.inner.root.join("quarantine").join(name))
             .map_err(storage(format!("quarantine layer {key}")))
-    }
-
-    /// Compares a layer's tree with its record. A damaged one is quarantined, so that the next pull
-    /// fetches it again. Returns whether it was whole, or is gone. Blocks for a walk over the tree.
-    ///
-    /// # Errors
-    /// [`LayerError::Storage`] if it cannot be moved aside.
-    pub fn verify(&self, key: &str) -> Result<bool, LayerError> {
-        let Some(info) = self.info(key) else {
-            return Ok(true);
-        };
-        let whole = read_info(&self.dir(key)).is_ok_and(|found| found == info)
-            && tally(&self.tree(key)).is_ok_and(|found| found == (info.entries, info.bytes));
-        if !whole {
-            let mut state = self.state();
-            if state.index.get(key) != Some(&info) {
-                // Swept while it was being looked at.
-                return Ok(true);
-            }
-            tracing::error!(layer = key, "damaged layer moved aside");
-            self.move_aside(key)?;
-            state.index.remove(key);
-        }
-        Ok(whole)
     }
 
     /// The keys of all layers in their places.

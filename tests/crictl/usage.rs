@@ -151,7 +151,8 @@ async fn events_tell_a_life_from_beginning_to_end() {
     let _gone = crictl.run(&["rm", &id]);
     let _gone = crictl.run(&["rmp", "-f", &pod]);
     let kinds = |id: &str| {
-        let stream = serde_json::Deserializer::from_str(&seen()).into_iter::<Value>();
+        let text = seen();
+        let stream = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
         let events: Vec<Value> = stream.map_while(Result::ok).collect();
         let of = events.iter().filter(|event| event["containerId"] == id);
         of.map(|event| {
@@ -247,7 +248,8 @@ async fn imagefsinfo_shows_what_images_and_containers_take() {
 async fn runtime_config_names_the_cgroup_driver() {
     let crictl = Crictl::new().await.unwrap();
     let said = crictl.run(&["runtime-config"]).to_lowercase();
-    assert!(said.contains("cgroup driver: cgroupfs"), "{said}");
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words, ["cgroup", "driver:", "cgroupfs"]);
 }
 
 /// Asks an HTTP server, and again until it answers.
@@ -281,12 +283,93 @@ async fn a_port_of_the_host_leads_into_the_pod() {
     let _image = crictl.run(&["pull", crisp_harness::suite::BUSYBOX]);
     let pod = crictl.run(&["runp", &crictl.file("served.pod.json", &sandbox)]);
     let script = "mkdir /www; echo from the pod > /www/hello; exec httpd -f -p 8080 -h /www";
-    let _id = crictl.launch(&pod, "served", "c", &["sh", "-c", script], own());
+    let id = crictl.launch(&pod, "served", "c", &["sh", "-c", script], own());
+    let sysctl = |name: &str| {
+        let file = format!("/proc/sys/net/ipv4/{name}");
+        let said = crictl.run(&["exec", "-s", &id, "cat", &file]);
+        said.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(sysctl("ip_unprivileged_port_start"), "0");
+    assert_eq!(sysctl("ping_group_range"), "0 2147483647");
     let ip = crictl.json(&["inspectp", &pod])["status"]["network"]["ip"].clone();
     let ip = ip.as_str().unwrap();
     assert!(answers(&format!("{ip}:8080")), "at the pod's own address");
     assert!(
         answers(&format!("127.0.0.1:{port}")),
         "at a port of the host"
+    );
+}
+
+/// An address of this machine that other machines could use, of the newer family.
+fn own_ipv6() -> Option<String> {
+    let addresses = std::process::Command::new("ip")
+        .args(["-6", "-o", "address", "show", "scope", "global"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&addresses.stdout).into_owned();
+    let mut words = text.split_whitespace().skip_while(|word| *word != "inet6");
+    let address = words.nth(1)?.split('/').next()?;
+    Some(address.to_owned())
+}
+
+/// Adds a range of IPv6 to the site's network, and has ports led into it.
+fn add_ipv6(crictl: &Crictl) {
+    let path = crictl.daemon.site().dir().join("net.d/10-test.conflist");
+    let mut list: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let digits = crictl.daemon.site().name()[2..].to_owned();
+    let subnet = format!("fdaa:{}:{}::/64", &digits[..4], &digits[4..]);
+    let ipam = &mut list["plugins"][0]["ipam"];
+    let ranges = ipam["ranges"].as_array_mut().unwrap();
+    ranges.push(json!([{ "subnet": subnet }]));
+    let routes = ipam["routes"].as_array_mut().unwrap();
+    routes.push(json!({ "dst": "::/0" }));
+    // Renamed into place: the daemon reads it the moment it changes.
+    let new = path.with_extension("new");
+    fs::write(&new, list.to_string()).unwrap();
+    fs::rename(&new, &path).unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_has_addresses_of_both_families_and_ports_of_both_lead_into_it() {
+    let Some(host) = own_ipv6() else {
+        // A host without the family cannot lead into pods by it.
+        return;
+    };
+    let crictl = Crictl::new().await.unwrap();
+    add_ipv6(&crictl);
+    let _image = crictl.run(&["pull", crisp_harness::suite::BUSYBOX]);
+    let port = free_port();
+    let mut sandbox = crictl.sandbox("both", OWN);
+    sandbox["port_mappings"] =
+        json!([{ "protocol": 0, "container_port": 8080, "host_port": port }]);
+    let request = crictl.file("both.pod.json", &sandbox);
+    let mut pod = String::new();
+    let mut addresses = Value::Null;
+    // Until the daemon has read the new configuration.
+    assert!(until(Duration::from_secs(30), || {
+        if !pod.is_empty() {
+            let _gone = crictl.run(&["rmp", "-f", &pod]);
+        }
+        pod = crictl.run(&["runp", &request]);
+        addresses = crictl.json(&["inspectp", &pod])["status"]["network"].clone();
+        addresses["additionalIps"]
+            .as_array()
+            .is_some_and(|more| !more.is_empty())
+    }));
+    let script = "mkdir /www; echo from the pod > /www/hello; exec httpd -f -p 8080 -h /www";
+    let _id = crictl.launch(&pod, "both", "c", &["sh", "-c", script], own());
+    let second = addresses["additionalIps"][0]["ip"].as_str().unwrap();
+    assert!(second.contains(':'), "{addresses}");
+    assert!(
+        answers(&format!("[{second}]:8080")),
+        "at the pod's own address"
+    );
+    assert!(
+        answers(&format!("127.0.0.1:{port}")),
+        "at a port of the host"
+    );
+    assert!(
+        answers(&format!("[{host}]:{port}")),
+        "at the same port by IPv6"
     );
 }

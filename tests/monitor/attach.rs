@@ -186,6 +186,40 @@ fn input_of_a_container_that_does_not_read_waits_in_order() {
     assert_eq!(monitor.exited().code, 0);
 }
 
+#[test]
+fn input_of_many_waits_for_a_container_that_does_not_read() {
+    const EACH: usize = 300_000;
+    let site = Site::new();
+    let script = "while [ ! -e /tmp/go ]; do sleep 0.01; done; exec head -c 1200000";
+    let mut monitor = with_stdin(&site, script, false);
+    let mut watcher = attach(&mut monitor, OUTPUT);
+    let writers: Vec<_> = (0..4_u8)
+        .map(|number| {
+            let request = AttachRequest {
+                stdin: true,
+                stdout: false,
+                stderr: false,
+            };
+            let mut input = attach(&mut monitor, request).stdin.unwrap();
+            std::thread::spawn(move || input.write_all(&[b'0' + number; EACH]).unwrap())
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(100));
+    let (exec, ..) = monitor
+        .exec(&crate::fixture::process(&["sh", "-c", ": > /tmp/go"]))
+        .unwrap();
+    assert_eq!(monitor.exec_exited(exec), (0, 0));
+    let seen = watcher.rest();
+    for number in 0..4 {
+        let of_one = seen.iter().filter(|byte| **byte == b'0' + number).count();
+        assert_eq!(of_one, EACH, "of client {number}");
+    }
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    assert_eq!(monitor.exited().code, 0);
+}
+
 /// Processor time of the monitor, in hundredths of a second.
 fn ticks(monitor: &Monitor) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/stat", monitor.pid())).expect("stat");

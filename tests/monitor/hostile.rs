@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::time::Instant;
 
-use conmon_rs::protocol::{Event, Phase, Request};
+use conmon_rs::protocol::{Event, ExecRequest, Frame, Phase, Reply, Request};
 use crisp_oci::plan::{NamespaceKind, Plan};
 use crisp_sys::pidfd;
 
@@ -39,9 +39,9 @@ fn at_most(plan: &mut Plan, processes: i64) {
 
 /// Everything the exec prints.
 fn output(monitor: &mut Monitor, args: &[&str]) -> String {
-    let (exec, _, mut pipe) = monitor.exec(&process(args)).unwrap();
+    let (exec, _, mut pipe) = monitor.exec(&process(args)).expect("an exec");
     let mut text = String::new();
-    pipe.read_to_string(&mut text).unwrap();
+    pipe.read_to_string(&mut text).expect("output");
     monitor.exec_exited(exec);
     text
 }
@@ -49,11 +49,8 @@ fn output(monitor: &mut Monitor, args: &[&str]) -> String {
 #[test]
 fn a_fork_bomb_stays_within_its_limit_and_is_ended() {
     let site = Site::new();
-    let mut plan = site.plan(&[
-        "sh",
-        "-c",
-        "bomb() { bomb | bomb & }; while :; do bomb; done",
-    ]);
+    let script = format!("({BOMB}) & exec sleep 1000");
+    let mut plan = site.plan(&["sh", "-c", &script]);
     at_most(&mut plan, 40);
     let mut monitor = site.start(&plan);
     let mut most = 0;
@@ -254,4 +251,78 @@ fn a_container_that_stops_itself_is_ended() {
     });
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     end("a stopped one", monitor, &site);
+}
+
+/// An exec that is asked for and not waited for; the number of the request.
+fn post_exec(monitor: &mut Monitor, args: &[&str]) -> u64 {
+    let null = || std::os::fd::OwnedFd::from(fs::File::open("/dev/null").expect("null"));
+    let bytes = crisp_oci::wire::encode_process(&process(args));
+    let (request, _) = ExecRequest::inline_or_memfd(bytes, false);
+    monitor.post(Request::Exec(request), &[null(), null(), null()])
+}
+
+#[test]
+fn an_exec_that_hangs_holds_nobody_up() {
+    let site = Site::new();
+    let mut monitor = site.shell("exec sleep 1000");
+    site.cgroup().freeze().unwrap();
+    let first = post_exec(&mut monitor, &["true"]);
+    let second = post_exec(&mut monitor, &["false"]);
+    // It answers what comes after them.
+    let began = Instant::now();
+    assert_eq!(monitor.hello().0.phase, Phase::Running);
+    println!(
+        "two execs hang in a frozen container, hello is answered after {:?}",
+        began.elapsed()
+    );
+    site.cgroup().thaw().unwrap();
+    let mut codes = std::collections::BTreeMap::new();
+    let mut asked_by = std::collections::BTreeMap::new();
+    while codes.len() < 2 {
+        match monitor.receive() {
+            Some((
+                Frame::Reply {
+                    seq,
+                    reply: Reply::ExecStarted { exec, .. },
+                },
+                _,
+            )) => {
+                asked_by.insert(exec, seq);
+            }
+            Some((Frame::Event(Event::ExecExited { exec, code, .. }), _)) => {
+                codes.insert(asked_by[&exec], code);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((codes[&first], codes[&second]), (0, 1));
+    // Frozen once more, it ends with all that hangs in it.
+    site.cgroup().freeze().unwrap();
+    let asked = post_exec(&mut monitor, &["true"]);
+    monitor.hello();
+    let ending = monitor.post(Request::KillAll, &[]);
+    let (mut refused, mut killed) = (false, false);
+    while !(refused && killed) {
+        match monitor.receive() {
+            Some((
+                Frame::Reply {
+                    seq,
+                    reply: Reply::Error { .. },
+                },
+                _,
+            )) if seq == asked => refused = true,
+            Some((
+                Frame::Reply {
+                    seq,
+                    reply: Reply::Ok,
+                },
+                _,
+            )) if seq == ending => killed = true,
+            Some((Frame::Event(event), _)) => monitor.events.push_back(event),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(monitor.exited().code, 137);
+    monitor.acknowledge();
+    assert!(!site.group_exists());
 }

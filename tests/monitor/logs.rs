@@ -273,10 +273,10 @@ fn throughput_is_told() {
         monitor.done(Request::Start);
         let record = monitor.exited();
         let took = began.elapsed();
-        let written = fs::metadata(&log).unwrap().len() as usize;
+        let written = fs::metadata(&log).unwrap().len();
         fs::remove_file(&log).unwrap();
         assert_eq!((record.code, record.lost_bytes), (0, 0));
-        assert_eq!(written, rounds * text.len() / 100 * 140);
+        assert_eq!(written, (rounds * text.len() / 100 * 140) as u64);
         println!(
             "to {what}: {:.0} MB/s of output, {:.0} MB in {took:?}",
             (rounds * text.len()) as f64 / 1e6 / took.as_secs_f64(),

@@ -108,7 +108,8 @@ async fn a_child_left_behind_with_the_output_does_not_hold_the_answer_up() {
         (answer.stdout.as_slice(), answer.exit_code),
         (&b"done\n"[..], 0)
     );
-    assert_eq!(processes(&child), 1, "the child lives on");
+    let lives = || processes(&child) == 1;
+    assert!(until(Duration::from_secs(10), lives), "the child lives on");
     // One that keeps on writing neither hangs the call nor dies of a broken pipe.
     let script = "while :; do echo still here || exit 1; usleep 10000; done & echo done";
     let answer = exec(&host, &container, &["sh", "-c", script], 0)
@@ -209,6 +210,7 @@ async fn a_command_is_what_the_container_is_also_after_a_restart() {
     context.run_as_group = Some(Int64Value { value: 5678 });
     context.supplemental_groups = vec![4321, 8765];
     context.no_new_privs = true;
+    context.seccomp = Some(crisp_harness::cri::v1::SecurityProfile::default());
     context.capabilities = Some(crisp_harness::cri::v1::Capability {
         drop_capabilities: vec!["CHOWN".into()],
         ..Default::default()

@@ -62,13 +62,23 @@ const FENCES: &[Fence] = &[
     ),
     fence(
         "flate2",
-        &["src/snapshot/apply/"],
+        &["src/snapshot/apply/", "src/stream/spdy/"],
         "compressed streams are hostile",
     ),
     fence(
         "zstd",
         &["src/snapshot/apply/"],
         "compressed streams are hostile",
+    ),
+    fence(
+        "hyper",
+        &["src/stream/server.rs"],
+        "the upgrade to streams happens in one place",
+    ),
+    fence(
+        "tokio_rustls",
+        &["src/stream/tls.rs"],
+        "one place says how streams are encrypted",
     ),
     fence(
         "unsafe",
@@ -156,6 +166,11 @@ const WALLS: &[Wall] = &[
         "src/snapshot/",
         &["crate::cri", "crate::sandbox", "crate::container"],
         "layers know no users",
+    ),
+    wall(
+        "src/stream/",
+        &["crate::cri"],
+        "streams know no protocol but the client's",
     ),
     wall(
         "src/network/",

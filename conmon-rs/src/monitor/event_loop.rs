@@ -1,6 +1,7 @@
 //! The loop: waits for one thing after the other and hands it on.
 
 use crate::container::Container;
+use crate::exec::Execs;
 use crate::serve::Connections;
 use crate::setup::Start;
 use crate::stdio::{Found, READ_SIZE};
@@ -142,6 +143,7 @@ impl Monitor {
             }
             token::STDERR => self.read(Stream::Stderr),
             token::STDIN => self.input_wanted(),
+            other if Execs::is_token(other) => self.exec_ready(other),
             token::OOM => self.memory_ran_out(),
             other => {
                 if let Some(id) = Connections::of_token(other) {
@@ -234,7 +236,12 @@ impl Monitor {
     fn deadline(&self) -> Option<Instant> {
         let container = self.container.as_ref()?;
         let log = container.log.as_ref().and_then(|log| log.deadline());
-        let all = [log, container.oom.deadline(), self.ending_deadline()];
+        let all = [
+            log,
+            container.oom.deadline(),
+            container.execs.deadline(),
+            self.ending_deadline(),
+        ];
         all.into_iter().flatten().min()
     }
 
@@ -247,6 +254,8 @@ impl Monitor {
         }
         let grown = container.oom.recheck(&container.cgroup, now);
         self.tell_oom(grown);
+        self.tell_log_trouble();
+        self.give_up_execs(now);
         if self
             .container
             .as_ref()

@@ -2,19 +2,27 @@
 
 use crate::container::{Container, now_ns};
 use crate::create::read_payload;
+use crate::event_loop::Monitor;
 use crate::report;
 use crate::requests::Refusal;
 use conmon_rs::protocol::{Event, ExecRequest, Phase, Reply, STAGE_PHASE};
-use crisp_oci::apply::{self, Exec, ExecError, IoPlan, Stage, Stdio};
+use crisp_oci::apply::{self, Begun, Exec, ExecError, IoPlan, Stage, Stdio};
 use crisp_oci::cgroup::Cgroup;
 use crisp_oci::plan::ProcessPlan;
 use crisp_oci::wire;
 use crisp_sys::clone::SingleThreaded;
+use crisp_sys::event::Epoll;
 use crisp_sys::pidfd::{self, WaitStatus};
 use crisp_sys::{Errno, fd, group};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+/// How long the start of a program is waited for before other things have their turn. Nearly all
+/// take less than a millisecond.
+const AT_ONCE: Duration = Duration::from_millis(20);
+/// The epoll tokens of execs whose program is not executed yet: below those of attached clients.
+const TOKENS: std::ops::Range<u64> = 1 << 30..1 << 31;
 /// Execs at one time.
 const MAX_EXECS: usize = 1024;
 /// Rounds of looking for processes that an exec has made, should they go on making more.
@@ -28,10 +36,43 @@ struct Running {
     pidfd: OwnedFd,
 }
 
-/// The execs that run.
+/// Who waits for an answer: connection and request.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// Number of the connection.
+    pub connection: u64,
+    /// Number of the request.
+    pub seq: u64,
+}
+
+/// A process on its way to its program.
+struct Attempt {
+    begun: Begun,
+    /// What is needed to begin again in another group.
+    retry: Option<Retry>,
+}
+
+struct Retry {
+    process: ProcessPlan,
+    stdio: Option<Stdio>,
+}
+
+/// One that takes its time.
+struct Starting {
+    token: u64,
+    attempt: Attempt,
+    asked: Asked,
+    deadline: Instant,
+    /// It was reaped before its channel was looked at.
+    ended: Option<WaitStatus>,
+}
+
+/// The execs that run, and those about to.
 pub struct Execs {
     next: u64,
+    next_token: u64,
     list: Vec<Running>,
+    starting: Vec<Starting>,
 }
 
 impl Execs {
@@ -39,7 +80,9 @@ impl Execs {
     pub fn new() -> Execs {
         Execs {
             next: 1,
+            next_token: TOKENS.start,
             list: Vec::new(),
+            starting: Vec::new(),
         }
     }
 
@@ -48,21 +91,31 @@ impl Execs {
         self.list.iter().map(|exec| exec.id).collect()
     }
 
-    /// Whether none runs.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.list.is_empty() && self.starting.is_empty()
+    }
+
+    /// Whether an epoll token is that of one.
+    pub fn is_token(token: u64) -> bool {
+        TOKENS.contains(&token)
+    }
+
+    /// When the patience with one ends that does not come to its program.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.starting.iter().map(|exec| exec.deadline).min()
     }
 
     /// A child of the monitor was reaped: the event to tell, if it was an exec.
     pub fn ended(&mut self, pid: i32, status: WaitStatus) -> Option<Event> {
+        let of_pid = |exec: &&mut Starting| exec.attempt.begun.pid() == pid;
+        if let Some(starting) = self.starting.iter_mut().find(of_pid) {
+            starting.ended = Some(status);
+            return None;
+        }
         let at = self.list.iter().position(|exec| exec.pid == pid)?;
         let exec = self.list.swap_remove(at);
-        Some(Event::ExecExited {
-            exec: exec.id,
-            code: status.code(),
-            signal: status.signal().unwrap_or(0),
-            at_ns: now_ns(),
-        })
+        Some(exited(exec.id, status))
     }
 
     /// Kills all of them, with what is in their process groups.
@@ -72,17 +125,150 @@ impl Execs {
             let _ = group::kill(exec.pid, libc::SIGKILL);
             let _ = pidfd::send_signal(exec.pidfd.as_fd(), libc::SIGKILL);
         }
+        for exec in &self.starting {
+            exec.attempt.begun.kill();
+        }
+    }
+
+    fn wait_for(&mut self, epoll: &Epoll, asked: Asked, attempt: Attempt) -> Result<(), Refusal> {
+        let token = self.next_token;
+        self.next_token = TOKENS.start + (token + 1 - TOKENS.start) % (TOKENS.end - TOKENS.start);
+        // Nothing is asked for: a hang-up comes unasked.
+        epoll
+            .add(attempt.begun.as_fd(), 0, token)
+            .map_err(|error| Refusal::sys("exec", &error))?;
+        self.starting.push(Starting {
+            token,
+            attempt,
+            asked,
+            deadline: Instant::now() + Begun::LIMIT,
+            ended: None,
+        });
+        Ok(())
+    }
+
+    fn take(&mut self, epoll: &Epoll, wanted: impl Fn(&Starting) -> bool) -> Option<Starting> {
+        let at = self.starting.iter().position(wanted)?;
+        let starting = self.starting.swap_remove(at);
+        // Others on their way may hold copies of it for a moment: closing alone would not do.
+        let _ = epoll.delete(starting.attempt.begun.as_fd());
+        Some(starting)
+    }
+}
+
+fn exited(exec: u64, status: WaitStatus) -> Event {
+    Event::ExecExited {
+        exec,
+        code: status.code(),
+        signal: status.signal().unwrap_or(0),
+        at_ns: now_ns(),
+    }
+}
+
+impl Monitor {
+    /// Runs a process in the container. The answer comes once its program was executed or could not
+    /// be, now or later.
+    pub fn exec(&mut self, asked: Asked, request: ExecRequest, fds: Vec<OwnedFd>) {
+        let begun = match &self.container {
+            Some(container) => container.begin_exec(&self.token, request, fds),
+            None => Err(Refusal::new(
+                STAGE_PHASE,
+                Errno::ESRCH,
+                "there is no container yet",
+            )),
+        };
+        match begun {
+            Ok(attempt) => self.settle_exec(asked, attempt),
+            Err(refusal) => self.answer_exec(asked, refusal.into(), None),
+        }
+    }
+
+    fn settle_exec(&mut self, asked: Asked, attempt: Attempt) {
+        if matches!(attempt.begun.wait(AT_ONCE), Ok(true)) {
+            return self.finish_exec(asked, attempt, None);
+        }
+        let Some(container) = &mut self.container else {
+            return;
+        };
+        if let Err(refusal) = container.execs.wait_for(&self.epoll, asked, attempt) {
+            self.answer_exec(asked, refusal.into(), None);
+        }
+    }
+
+    /// An exec that took its time has come to its program, or died.
+    pub fn exec_ready(&mut self, token: u64) {
+        let Some(container) = &mut self.container else {
+            return;
+        };
+        let found = container
+            .execs
+            .take(&self.epoll, |exec| exec.token == token);
+        if let Some(starting) = found {
+            self.finish_exec(starting.asked, starting.attempt, starting.ended);
+        }
+    }
+
+    /// Gives up those whose time is over.
+    pub fn give_up_execs(&mut self, now: Instant) {
+        loop {
+            let Some(container) = &mut self.container else {
+                return;
+            };
+            let found = container
+                .execs
+                .take(&self.epoll, |exec| exec.deadline <= now);
+            let Some(starting) = found else { return };
+            let late = refusal(starting.attempt.begun.late());
+            self.answer_exec(starting.asked, late.into(), None);
+        }
+    }
+
+    fn finish_exec(&mut self, asked: Asked, attempt: Attempt, ended: Option<WaitStatus>) {
+        let Some(container) = &mut self.container else {
+            return;
+        };
+        match (attempt.begun.finish(ended), attempt.retry) {
+            (Ok(exec), _) => {
+                let id = container.execs.next;
+                container.execs.next += 1;
+                let Exec {
+                    pid,
+                    pidfd,
+                    console,
+                } = exec;
+                if ended.is_none() {
+                    container.execs.list.push(Running { id, pid, pidfd });
+                }
+                self.answer_exec(asked, Reply::ExecStarted { exec: id, pid }, console);
+                if let Some(status) = ended {
+                    let event = exited(id, status);
+                    self.connections.broadcast(&self.epoll, &event);
+                }
+            }
+            (Err(error), Some(retry)) => match container.begin_again(&self.token, error, retry) {
+                Ok(attempt) => self.settle_exec(asked, attempt),
+                Err(refusal) => self.answer_exec(asked, refusal.into(), None),
+            },
+            (Err(error), None) => self.answer_exec(asked, refusal(error).into(), None),
+        }
+    }
+
+    fn answer_exec(&mut self, asked: Asked, reply: Reply, console: Option<OwnedFd>) {
+        let Asked { connection, seq } = asked;
+        let fds = console.into_iter().collect();
+        self.connections
+            .reply(&self.epoll, connection, seq, reply, fds);
     }
 }
 
 impl Container {
-    /// Runs a process in the container. The container is untouched if that fails.
-    pub fn exec(
-        &mut self,
+    /// Begins a process in the container, which is untouched if that fails.
+    fn begin_exec(
+        &self,
         token: &SingleThreaded,
         request: ExecRequest,
         fds: Vec<OwnedFd>,
-    ) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
+    ) -> Result<Attempt, Refusal> {
         if self.phase != Phase::Running || !self.is_alive() {
             return Err(Refusal::new(
                 STAGE_PHASE,
@@ -90,7 +276,7 @@ impl Container {
                 "the container is not running",
             ));
         }
-        if self.execs.list.len() >= MAX_EXECS {
+        if self.execs.list.len() + self.execs.starting.len() >= MAX_EXECS {
             return Err(Refusal::new(
                 "exec",
                 Errno::EAGAIN,
@@ -99,49 +285,51 @@ impl Container {
         }
         let (mut process, stdio) = parts(request, fds)?;
         process.oom_score_adj = process.oom_score_adj.or(self.oom_score_adj);
-        let Exec {
-            pid,
-            pidfd,
-            console,
-        } = self.launch(token, &process, stdio)?;
-        let id = self.execs.next;
-        self.execs.next += 1;
-        self.execs.list.push(Running { id, pid, pidfd });
-        Ok((
-            Reply::ExecStarted { exec: id, pid },
-            console.into_iter().collect(),
-        ))
-    }
-
-    fn launch(
-        &self,
-        token: &SingleThreaded,
-        process: &ProcessPlan,
-        stdio: Option<Stdio>,
-    ) -> Result<Exec, Refusal> {
         let copy = stdio.as_ref().map(duplicate).transpose();
         let copy = copy.map_err(|error| Refusal::sys("exec", &error))?;
-        match self.attempt(token, process, &self.cgroup, stdio) {
-            Ok(exec) => Ok(exec),
-            Err(error) => match self.moved_cgroup(&error) {
-                // A container that manages groups itself (systemd) has moved its processes down:
-                // no process can enter the group it began in.
-                Some(cgroup) => self.attempt(token, process, &cgroup, copy).map_err(refusal),
-                None => Err(refusal(error)),
-            },
+        let begun = self.begin(token, &process, &self.cgroup, stdio);
+        let retry = Retry {
+            process,
+            stdio: copy,
+        };
+        match begun {
+            Ok(begun) => Ok(Attempt {
+                begun,
+                retry: Some(retry),
+            }),
+            Err(error) => self.begin_again(token, error, retry),
         }
     }
 
-    fn attempt(
+    /// Begins again what failed because the container is in another group by now: one that manages
+    /// groups itself (systemd) has moved its processes down, and no process can enter the group it
+    /// began in.
+    fn begin_again(
+        &self,
+        token: &SingleThreaded,
+        error: ExecError,
+        retry: Retry,
+    ) -> Result<Attempt, Refusal> {
+        let Some(cgroup) = self.moved_cgroup(&error) else {
+            return Err(refusal(error));
+        };
+        let begun = self.begin(token, &retry.process, &cgroup, retry.stdio);
+        Ok(Attempt {
+            begun: begun.map_err(refusal)?,
+            retry: None,
+        })
+    }
+
+    fn begin(
         &self,
         token: &SingleThreaded,
         process: &ProcessPlan,
         cgroup: &Cgroup,
         stdio: Option<Stdio>,
-    ) -> Result<Exec, ExecError> {
+    ) -> Result<Begun, ExecError> {
         let io = stdio.map_or(IoPlan::Terminal, IoPlan::Stdio);
         let request = apply::ExecRequest { process, io };
-        apply::exec(token, self.pidfd.as_fd(), &self.joined, cgroup, request)
+        apply::begin(token, self.pidfd.as_fd(), &self.joined, cgroup, request)
     }
 
     /// The group init is in now, if that is another one than it began in and the error may come

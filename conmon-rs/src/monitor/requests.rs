@@ -2,6 +2,7 @@
 
 use crate::container::{Container, empty_snapshot};
 use crate::event_loop::Monitor;
+use crate::exec::Asked;
 use crate::report;
 use conmon_rs::log::Log;
 use conmon_rs::protocol::{
@@ -127,10 +128,17 @@ impl Monitor {
                 self.hello()
             }
             Request::Quit => return self.quit(id, seq),
+            Request::Exec(exec) => {
+                let asked = Asked {
+                    connection: id,
+                    seq,
+                };
+                return self.exec(asked, exec, fds);
+            }
             Request::AckExit => self.acknowledge_exit(),
             Request::KillAll => self.kill_all(),
             Request::Attach(attach) => self.attach(attach, fds),
-            request => self.with_container(request, fds),
+            request => self.with_container(request),
         };
         let (reply, fds) = answer.unwrap_or_else(|refusal| (refusal.into(), Vec::new()));
         self.connections.reply(&self.epoll, id, seq, reply, fds);
@@ -165,7 +173,7 @@ impl Monitor {
         done()
     }
 
-    fn with_container(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
+    fn with_container(&mut self, request: Request) -> Answer {
         let Some(container) = &mut self.container else {
             return Err(Refusal::new(
                 STAGE_PHASE,
@@ -177,7 +185,6 @@ impl Monitor {
             Request::Start => container.start(&self.token)?,
             Request::Signal { signo } => container.signal(signo)?,
             Request::ReopenLog => container.reopen_log()?,
-            Request::Exec(exec) => return container.exec(&self.token, exec, fds),
             Request::ExecSignal { exec, signo, group } => {
                 container.signal_exec(exec, signo, group)?;
             }
@@ -192,6 +199,7 @@ impl Monitor {
             | Request::KillAll
             | Request::AckExit
             | Request::Attach(_)
+            | Request::Exec(_)
             | Request::Quit => {
                 return Err(Refusal::new(
                     STAGE_UNKNOWN,

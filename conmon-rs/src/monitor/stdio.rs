@@ -156,6 +156,10 @@ impl Streams {
         if !is_input {
             return self.clients.remove(id);
         }
+        // Reported together with what made the others wait.
+        if self.clients.are_held() {
+            return;
+        }
         let target = self.stdin.as_ref().or(match &self.terminal {
             Some(_) => self.sources[0].as_ref(),
             None => None,

@@ -21,21 +21,6 @@ pub struct ExecSyncSpec {
     pub timeout: Option<Duration>,
 }
 
-/// A validated `ExecRequest`, without the container it is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecStreamSpec {
-    /// Command line, never empty.
-    pub command: Vec<String>,
-    /// Whether the process gets a terminal.
-    pub tty: bool,
-    /// Whether standard input is streamed.
-    pub stdin: bool,
-    /// Whether standard output is streamed.
-    pub stdout: bool,
-    /// Whether standard error is streamed.
-    pub stderr: bool,
-}
-
 /// Validates an exec that is waited for.
 ///
 /// # Errors
@@ -45,27 +30,6 @@ pub fn exec_sync(request: &proto::ExecSyncRequest) -> Result<ExecSyncSpec> {
     Ok(ExecSyncSpec {
         command,
         timeout: seconds(request.timeout)?,
-    })
-}
-
-/// Validates an exec that is streamed.
-///
-/// # Errors
-/// The command is empty, no stream is asked for, or stderr is with a terminal.
-pub fn exec(request: &proto::ExecRequest) -> Result<ExecStreamSpec> {
-    if !request.stdin && !request.stdout && !request.stderr {
-        return Err(Field::root("stdout").invalid("one of stdin, stdout and stderr must be set"));
-    }
-    if request.tty && request.stderr {
-        let problem = "must not be set with tty: a terminal has one output";
-        return Err(Field::root("stderr").invalid(problem));
-    }
-    Ok(ExecStreamSpec {
-        command: command(&request.cmd)?,
-        tty: request.tty,
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
     })
 }
 
@@ -90,7 +54,7 @@ pub fn update(request: &proto::UpdateContainerResourcesRequest) -> Result<Resour
     resources(&field, field.required(request.linux.as_ref())?)
 }
 
-fn command(words: &[String]) -> Result<Vec<String>> {
+pub(super) fn command(words: &[String]) -> Result<Vec<String>> {
     let field = Field::root("cmd");
     if words.first().is_none_or(String::is_empty) {
         return Err(field.invalid("must name a program"));

@@ -14,6 +14,7 @@ mod resources;
 mod sandbox;
 mod security;
 pub mod stats;
+pub mod stream;
 
 #[cfg(test)]
 mod tests;

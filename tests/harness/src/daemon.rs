@@ -58,6 +58,7 @@ pub struct Daemon {
     /// Where it is to stop, in a build that has failpoints.
     failpoint: Option<String>,
     extra_config: String,
+    stream_config: String,
     // Last: its files go after the process.
     site: Site,
 }
@@ -89,6 +90,7 @@ impl Daemon {
             wrapper: Vec::new(),
             failpoint: None,
             extra_config: String::new(),
+            stream_config: String::new(),
             site,
         })
     }
@@ -116,6 +118,11 @@ impl Daemon {
     /// From the next start on it stops at this place (`NAME=kill`, `NAME=hang`), or nowhere.
     pub fn stop_at(&mut self, failpoint: Option<&str>) {
         self.failpoint = failpoint.map(str::to_owned);
+    }
+
+    /// Adds lines to the table `stream` of crisp's configuration file.
+    pub fn configure_stream(&mut self, lines: &str) {
+        self.stream_config.push_str(lines);
     }
 
     /// Which runtime it is.
@@ -287,8 +294,8 @@ impl Daemon {
         let config = self.site.dir().join("crisp.toml");
         let text = format!(
             "[network]\nconf_dir = {:?}\nplugin_dirs = [{:?}]\n\n[image]\nhosts_dir = {:?}\n\n\
-             [stream]\naddress = \"127.0.0.1\"\nport = 0\n\n{}",
-            self.conf_dir, self.plugins, self.hosts, self.extra_config
+             [stream]\naddress = \"127.0.0.1\"\nport = 0\n{}\n\n{}",
+            self.conf_dir, self.plugins, self.hosts, self.stream_config, self.extra_config
         );
         fs::write(&config, text)?;
         let program = self.programs.join("crisp");

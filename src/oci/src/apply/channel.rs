@@ -88,14 +88,22 @@ impl ParentEnd {
         socket::send_with_fds(self.0.as_fd(), b"G", &[]).map(drop)
     }
 
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Waits until the child has closed its end, by executing its program or by dying. What it said
-    /// before can still be received. The end of the wait says nothing by itself.
-    pub(super) fn hung_up(&self, deadline: Instant) -> crisp_sys::Result<()> {
+    /// before can still be received. False if the deadline came first.
+    pub(super) fn hung_up(&self, deadline: Instant) -> crisp_sys::Result<bool> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Asked for nothing, poll tells of a hang-up alone.
-            if event::poll(self.0.as_fd(), 0, Some(left))? || left.is_zero() {
-                return Ok(());
+            // Asked for nothing, poll tells of a hang-up alone: on a busy machine every look at a
+            // message would be a turn that somebody else has to give up.
+            if event::poll(self.0.as_fd(), 0, Some(left))? {
+                return Ok(true);
+            }
+            if left.is_zero() {
+                return Ok(false);
             }
         }
     }

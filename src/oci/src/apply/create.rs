@@ -152,6 +152,14 @@ impl Guarded {
         self.0.take().expect("ended or kept once")
     }
 
+    /// Kills it and does not wait.
+    pub(super) fn kill(&self) {
+        if let Some(child) = &self.0 {
+            // A zombie takes the signal without complaint.
+            let _ = pidfd::send_signal(child.pidfd.as_fd(), SIGKILL);
+        }
+    }
+
     pub(super) fn pid(&self) -> i32 {
         self.0.as_ref().map_or(0, |child| child.pid)
     }

@@ -1,11 +1,12 @@
 //! A further process in a running container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crisp_sys::clone::{self, Child, CloneArgs, InChild, SingleThreaded};
 use crisp_sys::fd::CWD;
 use crisp_sys::path::{self, RESOLVE_NO_SYMLINKS};
+use crisp_sys::pidfd::WaitStatus;
 use crisp_sys::{Errno, cred, ns, process};
 
 use super::channel::{self, ChildEnd, Message};
@@ -50,6 +51,25 @@ pub fn exec(
     cgroup: &Cgroup,
     request: ExecRequest<'_>,
 ) -> Result<Exec, ExecError> {
+    let begun = begin(token, init, joined, cgroup, request)?;
+    match begun.wait(LIMIT)? {
+        true => begun.finish(None),
+        false => Err(begun.late()),
+    }
+}
+
+/// The first half of [`exec`], for who has other things to do than to wait: a frozen group or a
+/// file system that hangs may keep the process from its program for long.
+///
+/// # Errors
+/// See [`ExecError`].
+pub fn begin(
+    token: &SingleThreaded,
+    init: BorrowedFd<'_>,
+    joined: &JoinedNamespaces,
+    cgroup: &Cgroup,
+    request: ExecRequest<'_>,
+) -> Result<Begun, ExecError> {
     let ExecRequest { process, io } = request;
     if let Some(reason) = invalid_process(process, matches!(io, IoPlan::Terminal)) {
         return Err(ExecError::Invalid(reason));
@@ -88,21 +108,75 @@ pub fn exec(
     };
     let child = child.map_err(at(Stage::Clone))?;
     drop((child_end, io));
-    await_exec(Launched {
+    Ok(Begun(Launched {
         child,
         channel: parent_end,
-    })
+    }))
 }
 
-fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
+/// A process on its way to its program. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct Begun(Launched);
+
+impl AsFd for Begun {
+    /// Hangs up when the process has executed its program or died.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.channel.as_fd()
+    }
+}
+
+impl Begun {
+    /// How long a process may take; whoever waits decides what to do then.
+    pub const LIMIT: Duration = LIMIT;
+
+    /// Its number in our PID namespace.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.0.child.pid()
+    }
+
+    /// Waits for the hang-up, at most so long. True if it has come.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn wait(&self, limit: Duration) -> Result<bool, ExecError> {
+        let hung_up = self.0.channel.hung_up(Instant::now() + limit);
+        hung_up.map_err(|source| ExecError::Parent {
+            stage: Stage::Channel,
+            source,
+        })
+    }
+
+    /// How it went, after the hang-up. `reaped`: how the process ended, if somebody has seen that
+    /// already.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub fn finish(self, reaped: Option<WaitStatus>) -> Result<Exec, ExecError> {
+        await_exec(self.0, reaped)
+    }
+
+    /// Kills it without waiting for its death, which may not come before it is thawed.
+    pub fn kill(&self) {
+        self.0.child.kill();
+    }
+
+    /// Lets go of it, alive or not: whoever collects children sees its end.
+    #[must_use]
+    pub fn late(self) -> ExecError {
+        self.0.child.kill();
+        drop(self.0.child.keep());
+        ExecError::Late(LIMIT.as_secs())
+    }
+}
+
+fn await_exec(mut launched: Launched, reaped: Option<WaitStatus>) -> Result<Exec, ExecError> {
     let at = |source| ExecError::Parent {
         stage: Stage::Channel,
         source,
     };
-    let deadline = Instant::now() + LIMIT;
-    // One look at the end instead of one for each message: on a busy machine every look is a turn
-    // that somebody else has to give up.
-    launched.channel.hung_up(deadline).map_err(at)?;
+    // Everything it had to say is there.
+    let deadline = Instant::now();
     let mut console = None;
     let mut ready = false;
     loop {
@@ -121,7 +195,11 @@ fn await_exec(mut launched: Launched) -> Result<Exec, ExecError> {
                 });
             }
             Ok(Message::Ended) => {
-                return Err(ExecError::Ended(launched.child.reap().map_err(at)?));
+                let status = match reaped {
+                    Some(status) => status,
+                    None => launched.child.reap().map_err(at)?,
+                };
+                return Err(ExecError::Ended(status));
             }
             Ok(Message::Failed(failure)) => return Err(failure.into()),
             // Nobody makes another here.

@@ -47,7 +47,7 @@ use crate::plan::{Plan, ProcessPlan};
 
 pub use create::create;
 pub use error::{ChildFailure, CreateError, ExecError, Stage, StartError};
-pub use exec::exec;
+pub use exec::{Begun, begin, exec};
 pub use hooks::{HookError, HookFailure, Hooks, Within};
 
 /// The three standard streams of a process.

@@ -5,6 +5,8 @@
 //! hundred groups in ten trees would be thousands of descriptors.
 
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, Read};
