@@ -270,8 +270,9 @@ async fn recover(node: &Arc<Node>) {
     }
     for stray in strays {
         match stray {
-            Stray::Container(id) => container::undo::sweep(node, &id).await,
-            Stray::Sandbox(id) => sandbox::undo::sweep(node, &id).await,
+            Stray::Container(id) => container::undo::sweep(Arc::clone(node), id).await,
+            // Not waited for: a plugin that hangs must not keep the daemon from serving.
+            Stray::Sandbox(id) => drop(tokio::spawn(sandbox::undo::sweep(Arc::clone(node), id))),
         }
     }
     if known != (0, 0) {

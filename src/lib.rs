@@ -21,6 +21,7 @@ pub mod failpoint;
 pub mod handler;
 pub mod id;
 pub mod image;
+pub mod lockfile;
 pub mod monitor;
 pub mod names;
 pub mod network;

@@ -147,7 +147,7 @@ impl Default for Patience {
 
 impl Patience {
     /// How long to wait now.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (wait * 2).min(LAST_RETRY);
         wait
@@ -173,7 +173,7 @@ pub async fn finish_in_background(mut undo: impl Undo) {
         tokio::spawn(async move {
             let mut patience = Patience::default();
             loop {
-                tokio::time::sleep(patience.next()).await;
+                tokio::time::sleep(patience.pause()).await;
                 match undo.attempt().await {
                     Ok(()) => return,
                     Err(error) => complain(undo.id(), &error),
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_limit() {
         let mut patience = Patience::default();
-        let waits: Vec<u64> = (0..8).map(|_| patience.next().as_secs()).collect();
+        let waits: Vec<u64> = (0..8).map(|_| patience.pause().as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 }

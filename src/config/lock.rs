@@ -1,13 +1,16 @@
 //! One daemon per directory: a lock file with the pid of its holder.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
-use crate::error::{Classify, ErrorKind};
+use crate::{
+    error::{Classify, ErrorKind},
+    lockfile::{self, LockFailure},
+};
 
 /// Why a directory cannot be locked.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +53,6 @@ pub struct DirLock {
 
 /// Makes `dir` (0711: mapped users of containers pass through the root directory) and locks it.
 ///
-/// The pid in a lock file means nothing unless the lock is held, so a stale one is harmless.
-///
 /// # Errors
 /// Another process holds it, with its pid; or a file operation failed.
 pub fn acquire(dir: &Path) -> Result<DirLock, LockError> {
@@ -65,29 +66,12 @@ pub fn acquire(dir: &Path) -> Result<DirLock, LockError> {
         .create(dir)
         .map_err(failed("make", dir))?;
     let path = dir.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&path)
-        .map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let _ = (&file).take(16).read_to_string(&mut text);
-            return Err(LockError::Held {
-                dir: dir.to_owned(),
-                pid: text.trim().parse().ok(),
-            });
-        }
-        Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
-    }
-    // On a full disk the pid is missing; the lock holds all the same.
-    let _ = file.set_len(0).and_then(|()| file.rewind());
-    let _ = writeln!(file, "{}", std::process::id());
+    let file = lockfile::take(&path).map_err(|failure| match failure {
+        LockFailure::Held(pid) => LockError::Held {
+            dir: dir.to_owned(),
+            pid,
+        },
+        LockFailure::Io(call, source) => failed(call, &path)(source),
+    })?;
     Ok(DirLock { _file: file })
 }

@@ -37,6 +37,7 @@ pub(super) fn take(config: &mut StreamConfig, settings: &mut Settings) {
 }
 
 fn take_tls(config: &mut StreamConfig, settings: &mut Settings) {
+    let problems = settings.problems.len();
     let mut file = |name: &str| {
         let wanted = "an absolute path without `..`, or empty";
         let path = |text: &str| match text {
@@ -48,6 +49,9 @@ fn take_tls(config: &mut StreamConfig, settings: &mut Settings) {
     let certificate: Option<PathBuf> = file("stream.tls_cert");
     let key: Option<PathBuf> = file("stream.tls_key");
     let client_ca: Option<PathBuf> = file("stream.tls_client_ca");
+    if settings.problems.len() > problems {
+        return;
+    }
     let mut lacks = |given: &str, missing: &str| {
         let origin = origin(settings, given);
         settings.problem(origin, given, format!("is of no use without {missing}"));

@@ -251,6 +251,23 @@ fn bad_values_name_key_file_line_and_what_would_be_right() {
             "crisp.toml:2: stream.address: \"here\" is not an IP address, such as 127.0.0.1",
         ),
         (
+            "[stream]\nidle_timeout = \"4\"",
+            "crisp.toml:2: stream.idle_timeout: \"4\" is not a time from 1s to 365d, such as 30s, 15m \
+             or 4h",
+        ),
+        (
+            "[stream]\ntls_cert = \"/a.pem\"",
+            "crisp.toml:2: stream.tls_cert: is of no use without stream.tls_key",
+        ),
+        (
+            "[stream]\ntls_client_ca = \"/a.pem\"",
+            "crisp.toml:2: stream.tls_client_ca: is of no use without stream.tls_cert",
+        ),
+        (
+            "[stream]\ntls_cert = \"/a.pem\"\ntls_key = \"b.pem\"",
+            "crisp.toml:3: stream.tls_key: \"b.pem\" is not an absolute path without `..`, or empty",
+        ),
+        (
             "listen = \"/run/x.sock\"",
             "crisp.toml:1: listen: \"/run/x.sock\" is not unix:// and an absolute path, such as \
              unix:///run/crisp/crisp.sock",

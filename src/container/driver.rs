@@ -494,7 +494,7 @@ impl Driver {
                 .unfinished
                 .take()
                 .map_or_else(Patience::default, |(_, p)| p);
-            self.unfinished = Some((Instant::now() + patience.next(), patience));
+            self.unfinished = Some((Instant::now() + patience.pause(), patience));
         }
         for answer in std::mem::take(&mut self.removing) {
             answer.send(removed.clone()).ok();

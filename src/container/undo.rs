@@ -110,23 +110,39 @@ pub async fn end_orphan(node: &Arc<Node>, record: &ContainerRecord) -> Exit {
     }
 }
 
-/// Undoes a container of which only the id is known: its directory is there and its record is not.
-/// Its monitor knows its cgroup.
-pub async fn sweep(node: &Arc<Node>, id: &ContainerId) {
-    tracing::warn!(%id, "container without a record is undone");
-    end_monitor(&node.paths.container_state(id)).await;
-    let (state, root) = (
-        node.paths.container_state(id),
-        node.paths.container_root(id),
-    );
-    let trash = node.paths.trash().join(format!("{id}-{}", clock::now_ns()));
-    let swept = OF.blocking("files", move || {
-        crate::node::remove_tree(&state)?;
-        throw_away(&root, &trash)
-    });
-    if let Err(error) = swept.await {
-        tracing::warn!(%id, error = %Chain(&error), "cannot undo");
+/// A container of which only the id is known.
+struct Stray {
+    node: Arc<Node>,
+    id: ContainerId,
+}
+
+impl Undo for Stray {
+    fn id(&self) -> &str {
+        self.id.as_str()
     }
+
+    async fn attempt(&mut self) -> Result<(), UndoError> {
+        let paths = &self.node.paths;
+        let (state, root) = (
+            paths.container_state(&self.id),
+            paths.container_root(&self.id),
+        );
+        end_monitor(&state).await;
+        let name = format!("{}-{}", self.id, clock::now_ns());
+        let trash = paths.trash().join(name);
+        let files = move || {
+            crate::node::remove_tree(&state)?;
+            throw_away(&root, &trash)
+        };
+        OF.blocking("files", files).await
+    }
+}
+
+/// Undoes a container of which only the id is known: its directory is there and its record is not.
+/// Its monitor knows its cgroup. Goes on in the background if that does not work at once.
+pub async fn sweep(node: Arc<Node>, id: ContainerId) {
+    tracing::warn!(%id, "container without a record is undone");
+    undo::finish_in_background(Stray { node, id }).await;
 }
 
 /// The exit record that a monitor left in a container's runtime directory.

@@ -441,7 +441,6 @@ impl RuntimeService for Runtime {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: features.user_namespaces,
                 mount_options: true,
-                ..proto::RuntimeFeatures::default()
             }),
         }))
     }

@@ -269,15 +269,14 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
 /// The first component is a host if it has a dot, a colon, upper-case letters or brackets, or is
 /// `localhost`.
 fn split_registry(name: &str) -> Result<(String, String), ReferenceError> {
-    let host_part = name.split_once('/').filter(|(first, _)| {
-        first.contains(['.', ':', '['])
-            || *first == "localhost"
-            || first.bytes().any(|b| b.is_ascii_uppercase())
-    });
+    let host_part = name.split_once('/').filter(|(first, _)| is_host(first));
     let (host, path) = match host_part {
         Some((host, path)) => {
             check_host(host)?;
-            (host.to_ascii_lowercase(), path)
+            // A word that only its capitals make a host keeps them: without, the name would mean
+            // a repository of Docker Hub the next time it is read.
+            let lower = Some(host.to_ascii_lowercase()).filter(|lower| is_host(lower));
+            (lower.unwrap_or_else(|| host.to_owned()), path)
         }
         None => (DOCKER_HUB.to_owned(), name),
     };
@@ -290,6 +289,13 @@ fn split_registry(name: &str) -> Result<(String, String), ReferenceError> {
         return Ok((DOCKER_HUB.to_owned(), path));
     }
     Ok((host, path.to_owned()))
+}
+
+/// Whether the first part of a name is a registry's host.
+fn is_host(first: &str) -> bool {
+    first.contains(['.', ':', '['])
+        || first == "localhost"
+        || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 fn check_host(host: &str) -> Result<(), ReferenceError> {
@@ -373,6 +379,20 @@ mod tests {
     use super::*;
 
     const HEX: &str = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf";
+
+    #[test]
+    fn a_full_name_means_the_same_when_it_is_read_again() {
+        for (text, registry) in [
+            ("Example/x", "Example"),
+            ("LOCALHOST/x", "localhost"),
+            ("Example.COM:5000/x", "example.com:5000"),
+            ("example/x", "docker.io"),
+        ] {
+            let reference = Reference::parse(text).unwrap();
+            assert_eq!(reference.registry(), registry, "{text}");
+            assert_eq!(Reference::parse(&reference.name()).unwrap(), reference);
+        }
+    }
 
     #[test]
     fn canonical_forms() {

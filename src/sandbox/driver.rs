@@ -34,7 +34,7 @@ pub enum Command {
     /// Stop, then remove every trace.
     Remove(Answer),
     /// Take note of what the pod may use.
-    Update(PodResources, Answer),
+    Update(Box<PodResources>, Answer),
 }
 
 /// Why a sandbox could not be stopped or removed.
@@ -199,7 +199,7 @@ impl Driver {
             let mut patience = before.map(|before| before.patience).unwrap_or_default();
             self.unfinished = Some(Unfinished {
                 removal: asked,
-                next: Instant::now() + patience.next(),
+                next: Instant::now() + patience.pause(),
                 patience,
             });
         }

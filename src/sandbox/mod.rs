@@ -136,7 +136,7 @@ impl Sandbox {
     /// # Errors
     /// When it is not ready, or the kernel refuses a limit.
     pub async fn update(&self, resources: update::PodResources) -> Result<(), Arc<SandboxError>> {
-        self.command(|answer| Command::Update(resources, answer))
+        self.command(|answer| Command::Update(Box::new(resources), answer))
             .await
     }
 

@@ -144,14 +144,37 @@ async fn remove_cgroups(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), 
     .await
 }
 
+/// A sandbox of which only the id is known.
+struct Stray {
+    node: Arc<Node>,
+    id: SandboxId,
+}
+
+impl Undo for Stray {
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+
+    async fn attempt(&mut self) -> Result<(), UndoError> {
+        sweep_once(&self.node, &self.id).await
+    }
+}
+
 /// Undoes a sandbox of which only the id is known: something of it is there and its record is not.
-pub async fn sweep(node: &Arc<Node>, id: &SandboxId) {
+/// Goes on in the background if that does not work at once.
+pub async fn sweep(node: Arc<Node>, id: SandboxId) {
     tracing::warn!(%id, "sandbox without a record is undone");
+    undo::finish_in_background(Stray { node, id }).await;
+}
+
+async fn sweep_once(node: &Arc<Node>, id: &SandboxId) -> Result<(), UndoError> {
     let request = DetachRequest {
         sandbox: id.clone(),
     };
+    let mut first = None;
     let detached = async { (node.network.detach(&request).await).map_err(UndoError::Network) };
-    let mut failed = vec![OF.step("network", detached).await];
+    keep_first(&mut first, OF.step("network", detached).await);
+    let detached = first.is_none();
     let (of, hierarchy) = (id.clone(), node.facts.cgroup.clone());
     let parent = node.default_cgroup_parent(id);
     let ended = OF.blocking("pause", move || {
@@ -161,20 +184,20 @@ pub async fn sweep(node: &Arc<Node>, id: &SandboxId) {
         }
         pause::remove_parent_group(&hierarchy, &parent)
     });
-    failed.push(ended.await);
-    let name = netns::name_of(id);
-    let unpin = move || netns::unpin(&name).map_err(io::Error::other);
-    failed.push(OF.blocking("network namespace", unpin).await);
+    keep_first(&mut first, ended.await);
+    if detached {
+        let name = netns::name_of(id);
+        let unpin = move || netns::unpin(&name).map_err(io::Error::other);
+        keep_first(&mut first, OF.blocking("network namespace", unpin).await);
+    }
     let (state, root) = (node.paths.sandbox_state(id), node.paths.sandbox_root(id));
     let files = move || {
         shm::unmount(&state.join("shm"))?;
         crate::node::remove_tree(&state)?;
         crate::node::remove_tree(&root)
     };
-    failed.push(OF.blocking("files", files).await);
-    for error in failed.into_iter().filter_map(Result::err) {
-        tracing::warn!(%id, error = %Chain(&error), "cannot undo");
-    }
+    keep_first(&mut first, OF.blocking("files", files).await);
+    first.map_or(Ok(()), Err)
 }
 
 fn keep_first(first: &mut Option<UndoError>, step: Result<(), UndoError>) {

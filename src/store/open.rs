@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use crate::lockfile::{self, LockFailure};
 
 use super::{
     OpenReport, OpenSettings,
@@ -35,32 +37,13 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
         path: path.clone(),
         source,
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(prepare)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let _ = (&file).take(16).read_to_string(&mut text);
-            return Err(StoreError::Locked {
-                path: dir.to_owned(),
-                pid: text.trim().parse().ok(),
-            });
-        }
-        Err(fs::TryLockError::Error(source)) => return Err(prepare(source)),
-    }
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .map_err(prepare)?;
-    // On a full disk the pid cannot be written; the lock holds all the same.
-    let _ = writeln!(file, "{}", std::process::id());
-    Ok(file)
+    lockfile::take(&path).map_err(|failure| match failure {
+        LockFailure::Held(pid) => StoreError::Locked {
+            path: dir.to_owned(),
+            pid,
+        },
+        LockFailure::Io(_, source) => prepare(source),
+    })
 }
 
 /// Opens the database in `dir`: as it is, else without its snapshots, else a fresh one in its place.

@@ -226,7 +226,8 @@ mod tests {
         let up = ("connection", "keep-alive, Upgrade");
         let spdy = ("upgrade", "SPDY/3.1");
         let version = "x-stream-protocol-version";
-        let table: &[(&[(&str, &str)], bool, Result<&str, u16>)] = &[
+        type Lines<'a> = &'a [(&'a str, &'a str)];
+        let table: &[(Lines<'_>, bool, Result<&str, u16>)] = &[
             (&[], false, Err(400)),
             (&[up], false, Err(400)),
             (&[spdy, (version, "v4.channel.k8s.io")], false, Err(400)),

@@ -4,6 +4,7 @@
 //! of a request, no body.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
     time::timeout,
 };
 use tracing::Instrument;
@@ -35,7 +37,8 @@ use super::{
 };
 use crate::node::Node;
 
-/// Connections that have not shown a token, at one time. Further ones wait.
+/// Connections that have not shown a token, at one time. For a further one the oldest has to go, so
+/// that whoever has something to say is not held up by those who have not.
 const UNKNOWN: usize = 128;
 /// Connections that have.
 const SESSIONS: usize = 4096;
@@ -63,7 +66,6 @@ pub(super) struct Server {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) terms: Terms,
     pub(super) tls: Option<Tls>,
-    pub(super) unknown: Arc<Semaphore>,
     pub(super) sessions: Arc<Semaphore>,
 }
 
@@ -87,24 +89,26 @@ impl Server {
             endpoint,
             terms,
             tls,
-            unknown: Arc::new(Semaphore::new(UNKNOWN)),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
         }
     }
 
     /// Serves for ever.
     pub(super) async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let mut unknown: VecDeque<AbortHandle> = VecDeque::with_capacity(UNKNOWN);
         loop {
-            let Ok(permit) = Arc::clone(&self.unknown).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let server = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        timeout(TOKEN_LIMIT, server.welcome(stream)).await.ok();
-                        drop(permit);
-                    });
+                    if unknown.len() >= UNKNOWN {
+                        unknown.retain(|connection| !connection.is_finished());
+                    }
+                    if unknown.len() >= UNKNOWN
+                        && let Some(oldest) = unknown.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let welcome = timeout(TOKEN_LIMIT, Arc::clone(&self).welcome(stream));
+                    unknown.push_back(tokio::spawn(welcome).abort_handle());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "streaming server cannot accept");

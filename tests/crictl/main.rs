@@ -12,4 +12,5 @@ mod bundle;
 mod commands;
 mod images;
 mod pid_modes;
+mod streams;
 mod usage;

@@ -27,10 +27,7 @@ fn own() -> Value {
 
 /// The number in a field, which crictl prints as text where it has 64 bits.
 fn number(value: &Value) -> u64 {
-    let value = match value.get("value") {
-        Some(inner) => inner,
-        None => value,
-    };
+    let value = value.get("value").unwrap_or(value);
     value
         .as_u64()
         .or_else(|| value.as_str().and_then(|text| text.parse().ok()))

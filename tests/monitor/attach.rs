@@ -58,7 +58,7 @@ const ALL: AttachRequest = AttachRequest {
 };
 
 /// Asks for an attach; our ends if it is granted.
-fn try_attach(client: &mut Client, request: AttachRequest) -> Result<Pipes, Reply> {
+fn try_attach(client: &mut Client, request: AttachRequest) -> Result<Pipes, Box<Reply>> {
     let pipe = |wanted: bool| wanted.then(|| fd::pipe().expect("pipe"));
     let (in_read, in_write) = pipe(request.stdin).unzip();
     let (out_read, out_write) = pipe(request.stdout).unzip();
@@ -73,7 +73,7 @@ fn try_attach(client: &mut Client, request: AttachRequest) -> Result<Pipes, Repl
             stdout: out_read.map(File::from),
             stderr: err_read.map(File::from),
         }),
-        other => Err(other),
+        other => Err(Box::new(other)),
     }
 }
 
@@ -281,7 +281,7 @@ fn clients_that_go_leave_nothing() {
     };
     println!("{} clients, then {refused:?}", crowd.len());
     assert!(matches!(
-        refused,
+        *refused,
         Reply::Error {
             errno: libc::EAGAIN,
             ..

@@ -13,6 +13,7 @@ use crisp_sys::pidfd;
 use crate::fixture::{Monitor, Site, eventually, process};
 
 /// Ends the container and tells how long that took.
+#[expect(clippy::print_stdout, reason = "what happened is told to a reader")]
 fn end(what: &str, mut monitor: Monitor, site: &Site) {
     let began = Instant::now();
     monitor.done(Request::KillAll);

@@ -88,7 +88,10 @@ fn a_user_namespace_owns_the_others_and_its_holder_is_nobody_in_it() {
 fn a_namespace_without_nobody_is_held_all_the_same() {
     let mut pause = Started::new();
     let held = pause.hold_users(&with_users(true), 1);
-    assert_eq!(status(held.pid, "Uid"), [FIRST.to_string(); 4].join("\t"));
+    assert_eq!(
+        status(held.pid, "Uid"),
+        [FIRST.to_string().as_str(); 4].join("\t")
+    );
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(status(held.pid, set), "0000000000000000", "{set}");
     }

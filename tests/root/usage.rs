@@ -163,9 +163,10 @@ async fn traffic_of_a_pod_is_told_without_a_container_and_after_a_restart() {
             let _sent = socket.send_to(&[0; 1000], (ip.as_str(), 9)).unwrap();
         }
     };
-    send();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
+        // Again each time: the first ones may be lost while the address is looked up.
+        send();
         let now = received(host.pod_stats(&pod).await.unwrap());
         if now >= before + 10_000 {
             break;
@@ -296,8 +297,6 @@ async fn every_metric_that_is_described_is_told_of_every_pod() {
     assert_eq!(value("container_spec_memory_limit_bytes"), 64 << 20);
     assert_eq!(value("container_processes"), 1);
     assert!(value("container_file_descriptors") >= 3);
-    let gone = host.pods.remove_pod(&empty).await;
-    gone.unwrap();
     host.pods.remove_all().await.unwrap();
 }
 
@@ -426,12 +425,9 @@ async fn a_list_of_figures_never_fails_while_pods_come_and_go() {
 }
 
 async fn images_fs(host: &Host) {
-    let info = host.pods.cri.image.clone();
-    let info = { info }
-        .image_fs_info(ImageFsInfoRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let mut images = host.pods.cri.image.clone();
+    let info = images.image_fs_info(ImageFsInfoRequest {}).await;
+    let info = info.unwrap().into_inner();
     assert!(plain(info.image_filesystems[0].used_bytes.as_ref()) > 0);
     assert_eq!(info.container_filesystems.len(), 1);
 }

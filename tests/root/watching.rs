@@ -18,7 +18,7 @@ impl Host {
 }
 
 async fn next(events: &mut Streaming<ContainerEventResponse>) -> ContainerEventResponse {
-    tokio::time::timeout(Duration::from_secs(20), events.message())
+    tokio::time::timeout(Duration::from_secs(60), events.message())
         .await
         .expect("an event comes")
         .unwrap()

@@ -31,7 +31,14 @@ async fn streams_and_exit_codes_are_the_commands_own() {
     ] {
         let all = run(&host, &id, "ioe", &["sh", "-c", command]).await;
         assert_eq!(all.code(), code, "{command}: {all:?}");
-        assert_eq!(all.finished, ["stdout", "stderr", "error"], "{command}");
+        let mut finished = all.finished.clone();
+        assert_eq!(
+            finished.pop().as_deref(),
+            Some("error"),
+            "{command}: the outcome comes last"
+        );
+        finished.sort();
+        assert_eq!(finished, ["stderr", "stdout"], "{command}");
     }
     let all = run(
         &host,

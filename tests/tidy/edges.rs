@@ -51,6 +51,11 @@ const FENCES: &[Fence] = &[
         "files of settings are read once",
     ),
     fence(
+        "saphyr_parser",
+        &["src/yaml.rs"],
+        "one place says what a YAML file may hold",
+    ),
+    fence(
         "tracing_subscriber",
         &["src/observe/"],
         "one place says how logs look",
@@ -181,6 +186,16 @@ const WALLS: &[Wall] = &[
         "src/stats/",
         &["crate::cri", "crate::monitor"],
         "usage is read from the kernel, by nobody's leave",
+    ),
+    wall(
+        "src/cdi/",
+        &[
+            "crate::cri",
+            "crate::sandbox",
+            "crate::container",
+            "crate::store",
+        ],
+        "devices know no users",
     ),
     wall(
         "src/monitor/",

@@ -25,7 +25,7 @@ impl Protocol for Spdy {
         Ok(Some(match frame {
             // Clients count upwards over odd numbers. The header state is intact, so the connection
             // is as well.
-            Frame::Open { id, .. } if id % 2 == 0 || id <= self.last_id => {
+            Frame::Open { id, .. } if id.is_multiple_of(2) || id <= self.last_id => {
                 self.encoder.reset(id, ResetReason::Protocol, out);
                 Event::Nothing
             }
@@ -37,7 +37,7 @@ impl Protocol for Spdy {
             Frame::Reset { id } => Event::Reset { id },
             Frame::Ping { id } => {
                 // Even numbers would answer pings of ours, and there are none.
-                if id % 2 == 1 {
+                if !id.is_multiple_of(2) {
                     self.encoder.pong(id, out);
                 }
                 Event::Nothing

@@ -42,7 +42,7 @@ impl Ports {
         let id = self.opened;
         self.opened += 1;
         let (port, pair) = (port.to_string(), (id / 2).to_string());
-        let is_data = id % 2 == 0;
+        let is_data = id.is_multiple_of(2);
         let headers: Headers = [
             ("streamtype", if is_data { "data" } else { "error" }),
             ("port", port.as_str()),
@@ -57,7 +57,7 @@ impl Ports {
     }
 
     fn is_data(&self, channel: u32) -> bool {
-        channel % 2 == 0 && channel < self.opened
+        channel.is_multiple_of(2) && channel < self.opened
     }
 }
 

@@ -77,9 +77,10 @@ impl Daemon {
         };
         let conf_dir = site.write_cni()?;
         let hosts = suite::write_hosts(&site.dir().join("hosts"), registry)?;
-        if kind != Kind::Crisp {
-            mount_hugetlb()?;
-        }
+        // Before any daemon of ours hands the controller down in the second version's tree, where the
+        // rivals do not look for it. Once it is there the kernel refuses (EBUSY); a rival that needs
+        // it says so itself.
+        let _refused = mount_hugetlb();
         Ok(Self {
             kind,
             process: None,

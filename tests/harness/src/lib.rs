@@ -8,6 +8,8 @@ pub mod crictl;
 pub mod critest;
 pub mod daemon;
 pub mod image;
+pub mod kubelet;
+pub mod peer;
 pub mod pods;
 pub mod process;
 pub mod programs;
