@@ -101,6 +101,13 @@ impl Paths {
         self.state.join("containers").join(id.as_str())
     }
 
+    /// Where the images among a container's volumes would lie, were they anywhere: paths below it
+    /// stand for them in the runtime spec.
+    #[must_use]
+    pub fn container_volumes(&self, id: &ContainerId) -> PathBuf {
+        self.container_state(id).join("volumes")
+    }
+
     /// What is to be deleted when there is time.
     #[must_use]
     pub fn trash(&self) -> PathBuf {

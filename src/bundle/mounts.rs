@@ -200,7 +200,8 @@ fn volume(target: &str, asked: &MountSpec, source: &Path) -> Result<Placed> {
     let mut options = vec!["rbind", propagation, access];
     options.extend(asked.options.iter().map(|option| option.as_str()));
     let mut placed = mount(target, "bind", source, &options)?;
-    if !asked.uid_mappings.is_empty() {
+    // The layers of an image are translated when it is mounted, an overlay cannot be.
+    if asked.image.is_none() && !asked.uid_mappings.is_empty() {
         placed
             .mount
             .set_uid_mappings(Some(mappings(&asked.uid_mappings)?));

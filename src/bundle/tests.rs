@@ -2,8 +2,8 @@
 //!
 //! `CRISP_BLESS=1` rewrites the golden files; the difference is then the reviewer's to read.
 
+mod devices;
 mod users;
-mod volumes;
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    cdi::{Edits, spec as cdi},
+    cdi::Edits,
     container::{
         capability::{Capability, CapabilitySet},
         spec::*,

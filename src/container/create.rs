@@ -498,8 +498,9 @@ fn bundle(input: &Input, rootfs: &OwnedFd) -> Result<Bundled, CreateError> {
     let mut user = bundle::user::resolve(&record.spec, &image_defaults, &accounts)
         .map_err(CreateError::User)?;
     let missing = Missing::of(node.config.runtime.create_mount_sources);
-    let mount_sources = sources::resolve(&record.spec.mounts, &stand_ins(input), missing)
-        .map_err(CreateError::Source)?;
+    let volumes = node.paths.container_volumes(&record.id);
+    let mount_sources =
+        sources::resolve(&record.spec.mounts, &volumes, missing).map_err(CreateError::Source)?;
     let (devices, edits) = devices::resolve(&node.cdi, &record.spec, &mut user)?;
     let classes = classes::resolve(
         &record.spec,
@@ -603,8 +604,14 @@ fn plan(
     let joins = joins(input, &mut descriptors)?;
     let idmaps = users.idmaps(&input.node, &input.record.spec.mounts, &mut descriptors)?;
     let images = &input.node.images;
-    let detached = volumes::mount(images, &input.volumes, &stand_ins(input), &mut descriptors)
-        .map_err(CreateError::Volume)?;
+    let detached = volumes::mount(
+        images,
+        &input.volumes,
+        users.namespace(),
+        &input.node.paths.container_volumes(&input.record.id),
+        &mut descriptors,
+    )
+    .map_err(CreateError::Volume)?;
     let from = SpecInput {
         spec: &spec,
         id: input.record.id.as_str(),
@@ -627,12 +634,6 @@ fn plan(
         plan,
         descriptors,
     })
-}
-
-/// Where the stand-ins of images would lie, were they anywhere.
-fn stand_ins(input: &Input) -> PathBuf {
-    let state = input.node.paths.container_state(&input.record.id);
-    state.join("volumes")
 }
 
 /// The processes whose namespaces are joined, as descriptors: a number could come to mean another.

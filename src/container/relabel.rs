@@ -152,7 +152,8 @@ pub fn volumes(
         return Ok(());
     };
     for (index, (mount, source)) in mounts.iter().zip(sources).enumerate() {
-        if !mount.selinux_relabel {
+        // An image is read-only and of all who use it.
+        if !mount.selinux_relabel || mount.image.is_some() {
             continue;
         }
         let path = source.path.clone();

@@ -70,7 +70,9 @@ impl PodUsers {
         descriptors: &mut Vec<OwnedFd>,
     ) -> Result<Vec<Idmap>, CreateError> {
         let mut known: Vec<(IdMaps, FdIndex)> = Vec::new();
-        for mount in mounts.iter().filter(|mount| !mount.uid_mappings.is_empty()) {
+        let translated =
+            |mount: &&MountSpec| mount.image.is_none() && !mount.uid_mappings.is_empty();
+        for mount in mounts.iter().filter(translated) {
             let asked = IdMaps {
                 uids: mount.uid_mappings.clone(),
                 gids: mount.gid_mappings.clone(),

@@ -5,7 +5,7 @@
 //! so that a removed image stays whole for as long as a container has it.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -102,19 +102,21 @@ pub fn resolve(images: &Images, mounts: &[MountSpec]) -> Result<Vec<Volume>, Vol
     Ok(volumes)
 }
 
-/// Mounts the volumes; their descriptors join the table that travels with the plan. Blocks.
+/// Mounts the volumes; their descriptors join the table that travels with the plan. `users` is the
+/// pod's user namespace, in which the owners of an image are who they are in the image. Blocks.
 ///
 /// # Errors
 /// The first image that cannot be mounted, or has no such directory.
 pub fn mount(
     images: &Images,
     volumes: &[Volume],
+    users: Option<BorrowedFd<'_>>,
     stand_ins: &Path,
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<Vec<DetachedSource>, VolumeError> {
     let mut sources = Vec::new();
     for volume in volumes {
-        let (mount, below) = mount_one(images, volume)?;
+        let (mount, below) = mount_one(images, volume, users)?;
         let index = u16::try_from(descriptors.len()).expect("few volumes are images");
         descriptors.push(mount);
         sources.push(DetachedSource {
@@ -129,9 +131,13 @@ pub fn mount(
 }
 
 /// A mount that is attached nowhere, and a directory in it, if one is meant.
-fn mount_one(images: &Images, volume: &Volume) -> Result<(OwnedFd, Option<String>), VolumeError> {
+fn mount_one(
+    images: &Images,
+    volume: &Volume,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<(OwnedFd, Option<String>), VolumeError> {
     let index = volume.index;
-    let mount = overlay::mount_detached(&images.lowers(&volume.image), None);
+    let mount = overlay::mount_translated(&images.lowers(&volume.image), None, users);
     let mount = mount.map_err(|error| VolumeError {
         index,
         source: VolumeSource::Mount(error),

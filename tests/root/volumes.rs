@@ -9,7 +9,10 @@ use crisp_harness::{
 };
 use tonic::Code;
 
-use crate::Host;
+use crate::{
+    Host,
+    users::{container_context, options},
+};
 
 /// An image of more than one layer.
 const LAYERED: &str = "gcr.io/k8s-staging-cri-tools/test-image-1:latest";
@@ -161,6 +164,34 @@ async fn a_missing_directory_of_an_image_is_an_error_kubelet_knows() {
     // Nothing of the attempts is in the way.
     let config = with_image(&host, "c", BUSYBOX, "");
     host.pods.launch(&pod, &config, &sandbox).await.unwrap();
+    host.pods.remove_all().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_pod_with_users_an_image_volume_has_the_owners_of_the_image() {
+    let host = Host::new().await;
+    let sandbox = host.pod_with_users("image-users");
+    let users = options(&mut sandbox.clone())
+        .userns_options
+        .clone()
+        .unwrap();
+    let pod = host.pods.run(&sandbox).await.unwrap();
+    for (name, sub_path, file) in [("whole", "", "etc/passwd"), ("part", "etc", "passwd")] {
+        let mut config = with_image(&host, name, BUSYBOX, sub_path);
+        // kubelet asks for it as for every volume of such a pod.
+        config.mounts[0].uid_mappings = users.uids.clone();
+        config.mounts[0].gid_mappings = users.gids.clone();
+        container_context(&mut config)
+            .namespace_options
+            .as_mut()
+            .unwrap()
+            .userns_options = Some(users.clone());
+        let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
+        let script = format!("stat -c '%u %g' {AT}/{file}; touch {AT}/x");
+        let (text, code) = told(&host, &id, &script).await;
+        assert!(text.starts_with("0 0\n") && code != 0, "{name}: {text}");
+        assert!(text.contains("Read-only file system"), "{name}: {text}");
+    }
     host.pods.remove_all().await.unwrap();
 }
 

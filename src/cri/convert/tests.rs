@@ -723,64 +723,6 @@ const CONTAINER_REFUSALS: &[(ContainerChange, &str)] = &[
         "config.mounts[0].image_sub_path: must be empty unless image",
     ),
     (
-        |c| image_mount(c).host_path = "/srv".into(),
-        "config.mounts[0].host_path: must be empty if image is set",
-    ),
-    (
-        |c| image_mount(c).readonly = false,
-        "config.mounts[0].readonly: must be set if image is set",
-    ),
-    (
-        |c| {
-            context(c).privileged = true;
-            image_mount(c).propagation = 2;
-        },
-        "config.mounts[0].propagation: must not be PROPAGATION_BIDIRECTIONAL if image",
-    ),
-    (
-        |c| image_mount(c).image_sub_path = "a\0b".into(),
-        "config.mounts[0].image_sub_path: must not contain",
-    ),
-    (
-        |c| image_mount(c).image.as_mut().unwrap().image = "two words".into(),
-        "config.mounts[0].image.image: ",
-    ),
-    (
-        |c| {
-            for _ in 0..129 {
-                image_mount(c);
-            }
-        },
-        "config.mounts: must have at most 128 images",
-    ),
-    (
-        |c| {
-            let i = add_mount(c, "/a", "/x");
-            c.mounts[i].mount_options = vec!["noexec".into(), "exec".into()];
-        },
-        "config.mounts[0].mount_options[1]: must be one of noexec, nosuid, nodev, is \"exec\"",
-    ),
-    (
-        |c| {
-            c.cdi_devices = vec![
-                proto::CdiDevice {
-                    name: "vendor.com/gpu=0".into(),
-                },
-                proto::CdiDevice {
-                    name: "vendor.com/gpu".into(),
-                },
-            ];
-        },
-        "config.CDI_devices[1].name: \"vendor.com/gpu\" must be of the form",
-    ),
-    (
-        |c| {
-            let names = "vendor.com/gpu=0,1".to_owned();
-            drop(c.annotations.insert("cdi.k8s.io/plugin_gpu".into(), names));
-        },
-        "config.annotations[\"cdi.k8s.io/plugin_gpu\"]: \"1\" must be of the form",
-    ),
-    (
         |c| c.mounts = vec![proto::Mount::default(); 10_000],
         "config.mounts: must have at most 4096",
     ),
@@ -1073,19 +1015,6 @@ fn wrong_containers_are_refused_by_field() {
             "{error}"
         );
     }
-}
-
-/// Adds an image as a volume.
-fn image_mount(config: &mut proto::ContainerConfig) -> &mut proto::Mount {
-    let index = add_mount(config, "/image", "");
-    let mount = &mut config.mounts[index];
-    mount.readonly = true;
-    mount.image = Some(proto::ImageSpec {
-        image: "volume:1".into(),
-        user_specified_image: "volume".into(),
-        ..Default::default()
-    });
-    mount
 }
 
 #[test]
@@ -1492,4 +1421,34 @@ proptest! {
             Err(error) => prop_assert!(!error.to_string().contains('\n')),
         }
     }
+}
+
+#[test]
+fn apparmor_profiles_in_every_notation() {
+    let asked = |field: Option<proto::SecurityProfile>, old: &str| {
+        let mut request = container_request();
+        let context = context(request.config.as_mut().unwrap());
+        context.apparmor = field;
+        #[allow(deprecated)]
+        context.apparmor_profile.push_str(old);
+        container(&request, HostSupport { apparmor: true })
+            .unwrap()
+            .security
+            .apparmor
+    };
+    let mine = Some(SecurityProfile::Localhost("mine".into()));
+    assert_eq!(asked(profile(2, "localhost/mine"), ""), mine);
+    assert_eq!(asked(profile(2, "mine"), ""), mine);
+    assert_eq!(asked(None, "localhost/mine"), mine);
+    assert_eq!(
+        asked(profile(2, "mine"), "localhost/other"),
+        mine,
+        "the newer field wins"
+    );
+    assert_eq!(asked(None, "unconfined"), Some(SecurityProfile::Unconfined));
+    assert_eq!(
+        asked(profile(0, ""), ""),
+        Some(SecurityProfile::RuntimeDefault)
+    );
+    assert_eq!(asked(None, ""), None);
 }

@@ -157,6 +157,7 @@ fn explain(plan: &Plan) -> String {
     plan.sysctls.iter().for_each(|entry| line("sysctl", entry));
     plan.steps.iter().for_each(|step| line("step", step));
     line("readonly", &plan.rootfs_readonly);
+    line("hooks", &plan.hooks);
     let mut process = plan.process.clone();
     let instructions = process
         .seccomp

@@ -191,9 +191,23 @@ pub fn the_command_line_runs_a_bundle() {
         text.contains("exec: \"nosuch\": executable file not found in $PATH"),
         "{text}"
     );
-    config["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]});
+    config["process"]["args"] = serde_json::json!(["true"]);
+    let mark = machine.dir.path().join("stopped");
+    let args = ["busybox", "touch", &mark.display().to_string()];
+    config["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/busybox", "args": args}]});
+    let done = run(&config, &["run", "cli-test"]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(
+        (done.status.code(), mark.exists()),
+        (Some(0), true),
+        "{text}"
+    );
+    config["hooks"] = serde_json::json!({"poststop": [{"path": "true"}]});
     let text = String::from_utf8_lossy(&run(&config, &["plan"]).stderr).into_owned();
-    assert!(text.contains("hooks.poststop is not supported"), "{text}");
+    assert!(
+        text.contains("hooks.poststop[0].path: \"true\" is not"),
+        "{text}"
+    );
     let features = Command::new(env!("CARGO_BIN_EXE_crisp-oci"))
         .arg("features")
         .output();

@@ -1,6 +1,55 @@
-//! Hooks, groups of resources, mounts that are attached nowhere.
+//! Hooks, groups of resctrl, mounts that are attached nowhere.
 
 use super::*;
+
+#[test]
+fn what_cannot_be_served_of_them_is_refused_by_name() {
+    let table = [
+        (
+            "/hooks/createRuntime",
+            json!([{"path": "true"}]),
+            "hooks.createRuntime[0].path: \"true\" is not an absolute path",
+        ),
+        (
+            "/hooks/prestart",
+            json!([{"path": "/bin/true"}, {"path": "/bin/true", "timeout": 0}]),
+            "hooks.prestart[1].timeout: 0 is not a number of seconds above 0",
+        ),
+        (
+            "/hooks/poststop",
+            json!([{"path": "/bin/true", "env": ["A=\0"]}]),
+            "hooks.poststop[0].env: \"A=\\0\" contains NUL",
+        ),
+        (
+            "/hooks/startContainer",
+            json!(vec![json!({"path": "/bin/true"}); 257]),
+            "hooks.startContainer: more than 256",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({"closID": "a/b"}),
+            "linux.intelRdt.closID: \"a/b\" is no name of a group",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({}),
+            "linux.intelRdt.closID is absent",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({"closID": "x", "l3CacheSchema": "L3:0=f"}),
+            "linux.intelRdt.l3CacheSchema is not supported",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({"closID": "x", "enableMonitoring": true}),
+            "linux.intelRdt.enableMonitoring is not supported",
+        ),
+    ];
+    for (pointer, value, expected) in table {
+        assert_eq!(refused(pointer, value), expected);
+    }
+}
 
 #[test]
 fn hooks_are_planned_with_what_they_are_told() {
@@ -88,53 +137,4 @@ fn a_source_may_stand_for_a_detached_mount() {
         binds,
         [(None, None), (Some(FdIndex(4)), Some("etc".into()))]
     );
-}
-
-#[test]
-fn wrong_hooks_and_groups_are_refused_by_name() {
-    let table = [
-        (
-            "/hooks/createRuntime",
-            json!([{"path": "true"}]),
-            "hooks.createRuntime[0].path: \"true\" is not an absolute path",
-        ),
-        (
-            "/hooks/prestart",
-            json!([{"path": "/bin/true"}, {"path": "/bin/true", "timeout": 0}]),
-            "hooks.prestart[1].timeout: 0 is not a number of seconds above 0",
-        ),
-        (
-            "/hooks/poststop",
-            json!([{"path": "/bin/true", "env": ["A=\0"]}]),
-            "hooks.poststop[0].env: \"A=\\0\" contains NUL",
-        ),
-        (
-            "/hooks/startContainer",
-            json!(vec![json!({"path": "/bin/true"}); 257]),
-            "hooks.startContainer: more than 256",
-        ),
-        (
-            "/linux/intelRdt",
-            json!({"closID": "a/b"}),
-            "linux.intelRdt.closID: \"a/b\" is no name of a group",
-        ),
-        (
-            "/linux/intelRdt",
-            json!({}),
-            "linux.intelRdt.closID is absent",
-        ),
-        (
-            "/linux/intelRdt",
-            json!({"closID": "x", "l3CacheSchema": "L3:0=f"}),
-            "linux.intelRdt.l3CacheSchema is not supported",
-        ),
-        (
-            "/linux/intelRdt",
-            json!({"closID": "x", "enableMonitoring": true}),
-            "linux.intelRdt.enableMonitoring is not supported",
-        ),
-    ];
-    for (pointer, value, message) in table {
-        assert_eq!(refused(pointer, value), message, "{pointer}");
-    }
 }

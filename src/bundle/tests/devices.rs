@@ -1,6 +1,7 @@
-//! Images, options of mounts, and what CDI devices need.
+//! Images as volumes, and what CDI devices need.
 
 use super::*;
+use crate::cdi::spec as cdi;
 
 #[test]
 fn options_and_images_are_binds_like_others() {
