@@ -40,6 +40,11 @@ use crate::node::Node;
 /// Connections that have not shown a token, at one time. For a further one the oldest has to go, so
 /// that whoever has something to say is not held up by those who have not.
 const UNKNOWN: usize = 128;
+/// How long a connection is left alone before it may have to go: on a busy machine even who speaks at
+/// once is not heard at once.
+const CHANCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether there is room again.
+const ROOM_CHECK: Duration = Duration::from_millis(5);
 /// Connections that have.
 const SESSIONS: usize = 4096;
 /// How long a TLS handshake may take, and the head of a request.
@@ -77,6 +82,34 @@ struct Answer {
     served: &'static [&'static str],
 }
 
+/// Connections that have not shown a token yet, the oldest first.
+#[derive(Default)]
+struct Unknown(VecDeque<(Instant, AbortHandle)>);
+
+impl Unknown {
+    fn add(&mut self, connection: AbortHandle) {
+        self.0.push_back((Instant::now(), connection));
+    }
+
+    /// Waits until there is room for one more, or the oldest has had its chance and goes.
+    async fn make_room(&mut self) {
+        while self.0.len() >= UNKNOWN {
+            self.0.retain(|(_, connection)| !connection.is_finished());
+            if self.0.len() < UNKNOWN {
+                return;
+            }
+            let oldest = self.0.front().map(|(since, _)| since.elapsed());
+            if oldest >= Some(CHANCE) {
+                if let Some((_, oldest)) = self.0.pop_front() {
+                    oldest.abort();
+                }
+                return;
+            }
+            tokio::time::sleep(ROOM_CHECK).await;
+        }
+    }
+}
+
 impl Server {
     pub(super) fn new(
         node: Arc<Node>,
@@ -95,20 +128,13 @@ impl Server {
 
     /// Serves for ever.
     pub(super) async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let mut unknown: VecDeque<AbortHandle> = VecDeque::with_capacity(UNKNOWN);
+        let mut unknown = Unknown::default();
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if unknown.len() >= UNKNOWN {
-                        unknown.retain(|connection| !connection.is_finished());
-                    }
-                    if unknown.len() >= UNKNOWN
-                        && let Some(oldest) = unknown.pop_front()
-                    {
-                        oldest.abort();
-                    }
+                    unknown.make_room().await;
                     let welcome = timeout(TOKEN_LIMIT, Arc::clone(&self).welcome(stream));
-                    unknown.push_back(tokio::spawn(welcome).abort_handle());
+                    unknown.add(tokio::spawn(welcome).abort_handle());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "streaming server cannot accept");
@@ -316,5 +342,32 @@ impl From<Refusal> for Answer {
             text: refusal.to_string(),
             served,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silent() -> AbortHandle {
+        tokio::spawn(std::future::pending::<()>()).abort_handle()
+    }
+
+    #[tokio::test]
+    async fn who_came_just_now_does_not_have_to_go() {
+        // As young as can be, for as long as this test takes.
+        let young = Instant::now() + Duration::from_secs(3600);
+        let crowd = (0..UNKNOWN).map(|_| (young, silent())).collect();
+        let mut unknown = Unknown(crowd);
+        let waited = timeout(ROOM_CHECK * 4, unknown.make_room()).await;
+        assert!(waited.is_err(), "nobody is old enough to go");
+        assert!(!unknown.0[0].1.is_finished());
+        unknown.0[7].1.abort();
+        unknown.make_room().await;
+        assert_eq!(unknown.0.len(), UNKNOWN - 1, "one went by itself");
+        let old = Instant::now().checked_sub(CHANCE).expect("up for a second");
+        unknown.0.push_front((old, silent()));
+        unknown.make_room().await;
+        assert_eq!(unknown.0.len(), UNKNOWN - 1, "the oldest had its chance");
     }
 }
