@@ -1,6 +1,6 @@
 //! The config.json on disk is a real one: runc runs it.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use crisp_harness::{
     crictl::{Crictl, lower_directories, mount_overlay},
@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 /// Ends what runc runs and takes its mount away, whether the test passes or not.
 struct Running<'a> {
-    runc: &'a std::path::Path,
-    root: &'a std::path::Path,
-    rootfs: &'a std::path::Path,
+    runc: &'a Path,
+    root: &'a Path,
+    rootfs: &'a Path,
 }
 
 impl Drop for Running<'_> {
@@ -25,6 +25,26 @@ impl Drop for Running<'_> {
             .status();
         let _gone = Command::new("umount").arg(self.rootfs).status();
     }
+}
+
+/// A command that runs runc, which starts nothing where "/" is no mount point, as in a chroot: there it
+/// gets a root bound at `place`, in a mount namespace of its own.
+fn where_root_is_a_mount(runc: &Path, place: &Path) -> Command {
+    const ENTER: &str = r#"set -e; mkdir "$1"; mount --rbind / "$1"; exec chroot "$@""#;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some("/"))
+    {
+        return Command::new(runc);
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", ENTER])
+        .arg("sh")
+        .arg(place)
+        .arg(runc);
+    command
 }
 
 #[tokio::test]
@@ -60,7 +80,7 @@ async fn runc_runs_the_config_json_of_a_running_container() {
     };
 
     let log = fs::File::create(scratch.join("log")).unwrap();
-    let status = Command::new(&runc)
+    let status = where_root_is_a_mount(&runc, &scratch.join("root"))
         .arg("--root")
         .arg(&root)
         .args(["run", "-d", "-b"])
