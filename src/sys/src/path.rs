@@ -414,6 +414,19 @@ pub fn statat<P: Arg + ?Sized>(dir: BorrowedFd<'_>, path: &P, flags: i32) -> Res
 /// Those of statx(2).
 pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
     const STATX_MNT_ID: c_uint = 0x1000;
+    statx(fd, STATX_MNT_ID).map(|stat| stat.stx_mnt_id)
+}
+
+/// Whether a descriptor is the root of the mount it lies on (statx `STATX_ATTR_MOUNT_ROOT`).
+///
+/// # Errors
+/// Those of statx(2).
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<bool> {
+    const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+    statx(fd, 0).map(|stat| stat.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0)
+}
+
+fn statx(fd: BorrowedFd<'_>, mask: c_uint) -> Result<libc::statx> {
     // SAFETY: all-zero is a valid struct statx.
     let mut stat: libc::statx = unsafe { mem::zeroed() };
     // SAFETY: the path is a static NUL-terminated string; `stat` outlives the call.
@@ -423,14 +436,12 @@ pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
             raw(fd),
             c"".as_ptr(),
             c_long::from(libc::AT_EMPTY_PATH),
-            c_long::from(STATX_MNT_ID),
+            c_long::from(mask),
             &raw mut stat,
         )
     };
-    check("statx", value, || {
-        format!("{}, STATX_MNT_ID", fd.as_raw_fd())
-    })?;
-    Ok(stat.stx_mnt_id)
+    check("statx", value, || format!("{}, {mask:#x}", fd.as_raw_fd()))?;
+    Ok(stat)
 }
 
 /// The filesystem's magic number (`PROC_SUPER_MAGIC` and so on), by fstatfs(2).

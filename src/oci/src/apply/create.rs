@@ -9,7 +9,7 @@ use crisp_sys::fd::CWD;
 use crisp_sys::{Errno, ns, path, pidfd};
 
 use super::channel::{self, Message, ParentEnd};
-use super::error::{CreateError, Stage};
+use super::error::{ChildFailure, CreateError, Stage};
 use super::hooks::Hooks;
 use super::init::{self, Init};
 use super::prepare::{Prepared, open_rootfs};
@@ -249,11 +249,12 @@ fn await_ready(
         stage: Stage::Channel,
         source,
     };
-    let (mut console, mut failed) = (None, None);
-    // The init may speak before the child that made it does.
-    let (mut has_init, mut built, mut ready) = (!relays, false, false);
-    while !(has_init && ready) {
-        if has_init && std::mem::take(&mut built) {
+    let mut heard = Heard {
+        init: !relays,
+        ..Heard::default()
+    };
+    while !(heard.init && heard.ready) {
+        if heard.init && std::mem::take(&mut heard.built) {
             hooks(launched.child.pid())?;
             launched.channel.open().map_err(at)?;
             // Hooks have limits of their own.
@@ -263,14 +264,14 @@ fn await_ready(
             Ok(Message::Init(init)) => {
                 launched.child.reap().map_err(at)?;
                 launched.child = Guarded::new(init);
-                has_init = true;
+                heard.init = true;
             }
-            Ok(Message::Console(master)) => console = Some(master),
-            Ok(Message::Built) => built = true,
-            Ok(Message::Ready) => ready = true,
-            Ok(Message::Failed(failure)) => failed = Some(failure),
+            Ok(Message::Console(master)) => heard.console = Some(master),
+            Ok(Message::Built) => heard.built = true,
+            Ok(Message::Ready) => heard.ready = true,
+            Ok(Message::Failed(failure)) => heard.failed = Some(failure),
             Ok(Message::Ended) => {
-                if let Some(failure) = failed {
+                if let Some(failure) = heard.failed {
                     return Err(failure.into());
                 }
                 return Err(CreateError::Ended(launched.child.reap().map_err(at)?));
@@ -280,7 +281,7 @@ fn await_ready(
             }
             Err(source) => return Err(at(source)),
         }
-        if let (true, Some(failure)) = (has_init, failed.take()) {
+        if let Some(failure) = heard.final_failure() {
             return Err(failure.into());
         }
     }
@@ -295,6 +296,46 @@ fn await_ready(
         pidfd,
         start_time,
         channel: launched.channel,
-        console,
+        console: heard.console,
     })
+}
+
+/// What the child and the init it made have said. Each may speak before the other.
+#[derive(Default)]
+struct Heard {
+    /// The init is known.
+    init: bool,
+    built: bool,
+    ready: bool,
+    console: Option<OwnedFd>,
+    failed: Option<ChildFailure>,
+}
+
+impl Heard {
+    /// The failure, once the process it is about is known and can be ended. It is kept until then.
+    fn final_failure(&mut self) -> Option<ChildFailure> {
+        self.failed.take_if(|_| self.init)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_heard_before_the_init_is_known_is_kept() {
+        let failure = ChildFailure {
+            stage: Stage::Sysctl,
+            errno: Errno::ENOENT,
+            message: "why".to_owned(),
+        };
+        let mut heard = Heard {
+            failed: Some(failure.clone()),
+            ..Heard::default()
+        };
+        assert_eq!(heard.final_failure(), None);
+        heard.init = true;
+        assert_eq!(heard.final_failure(), Some(failure));
+        assert_eq!(heard.final_failure(), None);
+    }
 }

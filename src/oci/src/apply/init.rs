@@ -253,19 +253,18 @@ impl Hooked {
 
 /// Makes every mount of this namespace a slave of the one it was copied from.
 ///
-/// A daemon in a chroot whose root is no mount point gets EINVAL, and pivot_root would fail the same
+/// In a daemon's chroot whose root is no mount point that is EINVAL, and pivot_root would fail the same
 /// way. Joining a mount namespace, the own one too, moves the caller to that namespace's root, which
 /// always is a mount point. Nothing below is looked up by a path that means the chroot: sources were
 /// opened before the clone, and the namespace's old root is taken off before exec.
 fn detach_propagation() -> crisp_sys::Result<()> {
-    match mount::set_propagation(c"/", MS_REC | MS_SLAVE) {
-        Err(error) if error.errno == crisp_sys::Errno::EINVAL => {
-            let own = crisp_sys::pidfd::open(std::process::id().cast_signed())?;
-            ns::setns(own.as_fd(), NamespaceKind::Mount.flag())?;
-            mount::set_propagation(c"/", MS_REC | MS_SLAVE)
-        }
-        done => done,
+    let root = path::openat(CWD, c"/", O_PATH | O_DIRECTORY, 0)?;
+    // Asked, not tried: the text of an error is made of memory, and there shall be no use of any here.
+    if !path::is_mount_root(root.as_fd())? {
+        let own = crisp_sys::pidfd::open(std::process::id().cast_signed())?;
+        ns::setns(own.as_fd(), NamespaceKind::Mount.flag())?;
     }
+    mount::set_propagation(c"/", MS_REC | MS_SLAVE)
 }
 
 /// A working directory that the image lacks is made, as all runtimes do.

@@ -275,7 +275,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
-    use crate::path::{filesystem_magic, mount_id};
+    use crate::path::{filesystem_magic, is_mount_root, mount_id};
 
     struct Tree {
         _top: tempfile::TempDir,
@@ -401,5 +401,13 @@ mod tests {
             mount_id(proc.as_fd()).expect("statx"),
             mount_id(null.as_fd()).expect("statx")
         );
+    }
+
+    #[test]
+    fn the_root_of_a_mount_is_told_from_a_directory() {
+        for (path, expected) in [("/proc", true), ("/proc/self", false)] {
+            let fd = openat(crate::fd::CWD, path, libc::O_PATH, 0).expect("open");
+            assert_eq!(is_mount_root(fd.as_fd()), Ok(expected), "{path}");
+        }
     }
 }
