@@ -1,13 +1,12 @@
-//! Requests about a running container: exec, stop, update.
+//! Requests about a running container: exec and stop.
 
 use std::time::Duration;
 
 use super::{
     container::arguments,
-    field::{Field, Result, annotations},
-    resources::resources,
+    field::{Field, Result},
 };
-use crate::{cri::proto, sandbox::spec::Resources};
+use crate::cri::proto;
 
 /// Longest time anybody waits, a hundred years in seconds: adding it to a clock does not overflow.
 const LONGEST: u64 = 100 * 365 * 24 * 60 * 60;
@@ -39,19 +38,6 @@ pub fn exec_sync(request: &proto::ExecSyncRequest) -> Result<ExecSyncSpec> {
 /// It is negative.
 pub fn stop_timeout(request: &proto::StopContainerRequest) -> Result<Duration> {
     seconds(request.timeout).map(Option::unwrap_or_default)
-}
-
-/// The resources of an update.
-///
-/// # Errors
-/// They are missing or cannot be served.
-pub fn update(request: &proto::UpdateContainerResourcesRequest) -> Result<Resources> {
-    let field = Field::root("linux");
-    if request.windows.is_some() {
-        return Err(Field::root("windows").unsupported("this is a Linux runtime"));
-    }
-    annotations(&Field::root("annotations"), &request.annotations)?;
-    resources(&field, field.required(request.linux.as_ref())?)
 }
 
 pub(super) fn command(words: &[String]) -> Result<Vec<String>> {

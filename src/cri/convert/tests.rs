@@ -1202,11 +1202,18 @@ fn execs_and_stops_are_checked() {
         std::time::Duration::ZERO
     );
     assert!(exec::stop_timeout(&stop(-1)).is_err());
-    let update = proto::UpdateContainerResourcesRequest::default();
-    assert_eq!(
-        exec::update(&update).unwrap_err().to_string(),
-        "linux: must be set"
-    );
+}
+
+#[test]
+fn an_update_without_limits_changes_nothing_and_windows_is_refused() {
+    let nothing = proto::UpdateContainerResourcesRequest::default();
+    assert_eq!(update(&nothing).unwrap(), Resources::default());
+    let windows = proto::UpdateContainerResourcesRequest {
+        windows: Some(proto::WindowsContainerResources::default()),
+        ..nothing
+    };
+    let error = update(&windows).unwrap_err().to_string();
+    assert!(error.starts_with("windows: "), "{error}");
 }
 
 fn sandbox_view() -> SandboxView {

@@ -10,7 +10,7 @@ const HOST: HostSupport = HostSupport { apparmor: true };
 
 fuzz_target!(|bytes: &[u8]| {
     let [which, bytes @ ..] = bytes else { return };
-    match which % 8 {
+    match which % 11 {
         0 => {
             if let Ok(request) = proto::RunPodSandboxRequest::decode(bytes) {
                 let _ = convert::sandbox(&request, HOST);
@@ -35,12 +35,12 @@ fuzz_target!(|bytes: &[u8]| {
         }
         3 => {
             if let Ok(request) = proto::ExecRequest::decode(bytes) {
-                let _ = convert::exec::exec(&request);
+                let _ = convert::stream::exec(&request);
             }
         }
         4 => {
             if let Ok(request) = proto::UpdateContainerResourcesRequest::decode(bytes) {
-                let _ = convert::exec::update(&request);
+                let _ = convert::update(&request);
             }
         }
         5 => {
@@ -49,6 +49,21 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         6 => {
+            if let Ok(request) = proto::AttachRequest::decode(bytes) {
+                let _ = convert::stream::attach(&request);
+            }
+        }
+        7 => {
+            if let Ok(request) = proto::PortForwardRequest::decode(bytes) {
+                let _ = convert::stream::port_forward(&request);
+            }
+        }
+        8 => {
+            if let Ok(request) = proto::UpdatePodSandboxResourcesRequest::decode(bytes) {
+                let _ = convert::update_pod(&request);
+            }
+        }
+        9 => {
             if let Ok(asked) = proto::LinuxContainerResources::decode(bytes) {
                 let _ = convert::resources(&Field::root("resources"), &asked);
             }
