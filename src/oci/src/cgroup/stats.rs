@@ -388,16 +388,15 @@ fn with(dir: &Path, file: &str, take: impl FnOnce(&str)) -> Result<(), CgroupErr
     Ok(())
 }
 
+/// One call reads a control file whole: the kernel makes all of its text at the first, and hands out
+/// as much of it as fits. Asking again only to hear that this was the end would cost as much as opening.
 fn read(path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut file = File::open(path)?;
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read(&mut buffer[length..])? {
-            0 => break,
-            more => length += more,
+    loop {
+        match File::open(path)?.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
     }
-    Ok(length)
 }
 
 fn is_absent(error: &io::Error) -> bool {
