@@ -36,6 +36,11 @@ fn field(path: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// What a process holds for itself, without pages of its program that the kernel may take back, in MB.
+pub fn anonymous(pid: u32) -> f64 {
+    mega(field(&format!("/proc/{pid}/status"), "RssAnon"))
+}
+
 /// Resident memory of a process in MB.
 pub fn resident(pid: u32) -> f64 {
     mega(field(&format!("/proc/{pid}/status"), "VmRSS"))
@@ -86,6 +91,7 @@ pub async fn measure(peer: &mut Peer) -> io::Result<(Samples, Vec<String>)> {
         ids.push(pod);
     }
     samples.push("daemon with 40 pods, MB", resident(peer.daemon.pid()));
+    samples.push("  of it anonymous, MB", anonymous(peer.daemon.pid()));
     let mut lines = Vec::new();
     let mut all = 0;
     for helper in [

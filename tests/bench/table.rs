@@ -26,6 +26,7 @@ const ROWS: &[(&str, &str)] = &[
     ("log, 100-byte lines, MB/s", "400"),
     ("daemon idle, MB", ""),
     ("daemon with 40 pods, MB", "20"),
+    ("  of it anonymous, MB", ""),
     ("helpers a pod (PSS), MB", "0.3"),
 ];
 

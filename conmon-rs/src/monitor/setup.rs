@@ -33,6 +33,7 @@ const HEAP: Tuning = Tuning {
     mapped_from: 16 << 10,
     grow_by: 8 << 10,
     trim_from: 16 << 10,
+    arenas: 1,
 };
 
 /// What the monitor starts with.

@@ -1,4 +1,4 @@
-//! The allocator of a small process that wants its memory given back.
+//! The C library's allocator, for processes that want their memory given back.
 
 /// Hands pages that the heap no longer uses back to the kernel.
 pub fn trim() {
@@ -17,6 +17,9 @@ pub struct Tuning {
     pub grow_by: i32,
     /// Free memory at the top of the heap beyond this goes back to the kernel.
     pub trim_from: i32,
+    /// How many heaps there are at most for threads to spread over. What is free in one is of no use
+    /// to the others; without a limit there are eight for each core.
+    pub arenas: i32,
 }
 
 /// Runs the heap by other sizes from now on.
@@ -25,11 +28,13 @@ pub fn tune(tuning: Tuning) {
         mapped_from,
         grow_by,
         trim_from,
+        arenas,
     } = tuning;
     for (setting, bytes) in [
         (libc::M_MMAP_THRESHOLD, mapped_from),
         (libc::M_TOP_PAD, grow_by),
         (libc::M_TRIM_THRESHOLD, trim_from),
+        (libc::M_ARENA_MAX, arenas),
     ] {
         // SAFETY: mallopt changes a setting of the C library's allocator; a value it refuses changes
         // nothing.
@@ -48,6 +53,7 @@ mod tests {
             mapped_from: 64 << 10,
             grow_by: 0,
             trim_from: 0,
+            arenas: 1,
         });
         super::trim();
         assert!(kept.iter().all(|byte| *byte == 7));
