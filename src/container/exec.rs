@@ -66,6 +66,9 @@ pub enum BundleReadError {
     },
 }
 
+/// The capability by which a process may trace any other that it sees.
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+
 /// The file in a bundle that says how the container's processes are made, as `crisp_oci::wire`
 /// encodes it: unlike config.json it can hold every value of the environment.
 pub const PROCESS_FILE: &str = "process";
@@ -138,12 +141,23 @@ impl Container {
             args: command.into_iter().map(String::into_bytes).collect(),
             terminal,
             console_size: None,
+            guarded: self.may_be_traced(node),
             ..template.as_ref().clone()
         };
         if terminal && !process.env.iter().any(|entry| entry.starts_with(b"TERM=")) {
             process.env.push(b"TERM=xterm".to_vec());
         }
         Ok((monitor, crisp_oci::wire::encode_process(&process)))
+    }
+
+    /// Whether a container of the pod may trace what it sees. One that is privileged needs no such
+    /// way to the host.
+    fn may_be_traced(&self, node: &Node) -> bool {
+        let traces = |container: &Arc<Self>| {
+            let bits = crate::bundle::capability_bits(&container.spec, &node.host);
+            !container.spec.security.privileged && bits & CAP_SYS_PTRACE != 0
+        };
+        node.containers_of(&self.sandbox).iter().any(traces)
     }
 
     async fn process_template(&self, node: &Arc<Node>) -> Result<Arc<ProcessPlan>, ContainerError> {

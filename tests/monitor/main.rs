@@ -6,6 +6,7 @@ mod control;
 mod exec;
 mod fixture;
 mod hostile;
+mod joining;
 mod lifecycle;
 mod logs;
 mod memory;

@@ -212,8 +212,19 @@ pub fn read_payload(payload: OwnedFd) -> Result<Vec<u8>, Refusal> {
 fn open_log(path: &str, max_line: u32) -> Result<Log, Refusal> {
     Log::open(Path::new(path), max_line).map_err(|error| {
         let errno = Errno(error.raw_os_error().unwrap_or(libc::EINVAL));
-        Refusal::new("log", errno, format!("open {path}: {error}"))
+        Refusal::new("log", errno, format!("open {path}: {}", plainly(&error)))
     })
+}
+
+/// Why a log cannot be opened. What the kernel says of a FIFO that nobody reads, and of a link, tells
+/// a reader nothing.
+pub fn plainly(error: &std::io::Error) -> String {
+    let meant = match error.raw_os_error() {
+        Some(libc::ENXIO) => "a FIFO or a socket lies there, no file",
+        Some(libc::ELOOP) => "a link lies there, which is not followed",
+        _ => return error.to_string(),
+    };
+    format!("{meant}: {error}")
 }
 
 /// Removes our socket, so that nobody tries to connect to a monitor that is gone.

@@ -108,6 +108,9 @@ impl Execs {
 
     /// A child of the monitor was reaped: the event to tell, if it was an exec.
     pub fn ended(&mut self, pid: i32, status: WaitStatus) -> Option<Event> {
+        for starting in &mut self.starting {
+            starting.attempt.begun.meet();
+        }
         let of_pid = |exec: &&mut Starting| exec.attempt.begun.pid() == pid;
         if let Some(starting) = self.starting.iter_mut().find(of_pid) {
             starting.ended = Some(status);
@@ -119,13 +122,13 @@ impl Execs {
     }
 
     /// Kills all of them, with what is in their process groups.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
         for exec in &self.list {
             // It has not been reaped, so the numbers are still its own.
             let _ = group::kill(exec.pid, libc::SIGKILL);
             let _ = pidfd::send_signal(exec.pidfd.as_fd(), libc::SIGKILL);
         }
-        for exec in &self.starting {
+        for exec in &mut self.starting {
             exec.attempt.begun.kill();
         }
     }

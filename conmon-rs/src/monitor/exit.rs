@@ -199,7 +199,7 @@ impl Monitor {
 
 impl Container {
     /// Kills what init has left. In a PID namespace of its own the kernel has done so.
-    fn kill_leftovers(&self) {
+    fn kill_leftovers(&mut self) {
         self.execs.kill();
         if self.cgroup.populated().unwrap_or(true)
             && let Err(error) = self.cgroup.kill()

@@ -1,6 +1,7 @@
 //! Requests and their answers.
 
 use crate::container::{Container, empty_snapshot};
+use crate::create::plainly;
 use crate::event_loop::Monitor;
 use crate::exec::Asked;
 use crate::report;
@@ -156,7 +157,7 @@ impl Monitor {
     }
 
     fn kill_all(&mut self) -> Answer {
-        let Some(container) = &self.container else {
+        let Some(container) = &mut self.container else {
             return done();
         };
         container.kill_all()?;
@@ -225,7 +226,7 @@ impl Container {
     }
 
     /// Kills init, execs, and whatever else is in the group.
-    pub fn kill_all(&self) -> Result<(), Refusal> {
+    pub fn kill_all(&mut self) -> Result<(), Refusal> {
         if self.is_alive() {
             // A zombie takes the signal without complaint, and more cannot go wrong.
             let _ = pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
@@ -249,7 +250,7 @@ impl Container {
             .map_or(Ok(()), Log::reopen)
             .map_err(|error| {
                 let errno = Errno(error.raw_os_error().unwrap_or(libc::EINVAL));
-                Refusal::new("log", errno, error.to_string())
+                Refusal::new("log", errno, plainly(&error))
             })
     }
 

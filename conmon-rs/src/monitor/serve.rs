@@ -6,6 +6,7 @@ use crisp_sys::event::{EPOLLIN, EPOLLOUT, Epoll};
 use crisp_sys::{Errno, fd, socket};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 /// Connections at one time. A further one is closed at once.
@@ -48,13 +49,20 @@ impl Connections {
         }
     }
 
-    /// Takes a connected socket if its peer is root. `subscribed`: it gets events.
+    /// Takes a connected socket if its peer is root of the host. `subscribed`: it gets events.
     pub fn add(&mut self, epoll: &Epoll, socket: OwnedFd, subscribed: bool) -> Option<u64> {
         let peer = socket::peer_cred(socket.as_fd()).ok()?;
         if peer.uid != 0 {
             report::say(&format!(
                 "conmon-rs: refused a connection of uid {}",
                 peer.uid
+            ));
+            return None;
+        }
+        if is_elsewhere(peer.pid) {
+            report::say(&format!(
+                "conmon-rs: refused a connection of process {}, which is in a container",
+                peer.pid
             ));
             return None;
         }
@@ -157,6 +165,21 @@ impl Connections {
         {
             self.close(id);
         }
+    }
+}
+
+/// Whether a process is in another PID namespace than we are: root of a container that was given our
+/// directory as a volume is root as well. One that is gone has nothing to ask.
+fn is_elsewhere(pid: i32) -> bool {
+    let namespace = |of: &str| {
+        let data = std::fs::metadata(format!("/proc/{of}/ns/pid"))?;
+        Ok::<_, std::io::Error>((data.dev(), data.ino()))
+    };
+    match (namespace("self"), namespace(&pid.to_string())) {
+        (Ok(own), Ok(theirs)) => own != theirs,
+        (Ok(_), Err(error)) => error.kind() == std::io::ErrorKind::NotFound,
+        // Without a /proc nothing can be told.
+        (Err(_), _) => false,
     }
 }
 

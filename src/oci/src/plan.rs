@@ -301,6 +301,9 @@ pub struct ProcessPlan {
     pub io_priority: Option<(u32, u32)>,
     /// The `tasks` file of its group in resctrl: what it may have of caches and memory bandwidth.
     pub resctrl: Option<String>,
+    /// Whether somebody who sees the PID namespace may trace others: then a further process appears
+    /// there only as what it is to be.
+    pub guarded: bool,
 }
 
 /// Capability sets, one bit per capability.

@@ -245,6 +245,7 @@ groups! {
         1 args 2 env 3 cwd 4 uid 5 gid 6 additional_gids 7 umask 8 terminal 9 console_size
         10 capabilities 11 no_new_privileges 12 rlimits 13 oom_score_adj 14 apparmor
         15 selinux_label 16 seccomp 17 personality 18 scheduler 19 io_priority 20 resctrl
+        21 guarded
     }
     HooksPlan {
         1 oci_version 2 root_path 3 annotations 4 prestart 5 create_runtime 6 create_container

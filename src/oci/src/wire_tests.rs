@@ -165,6 +165,7 @@ fn process() -> impl Strategy<Value = ProcessPlan> {
             }),
             io_priority: rest.4,
             resctrl: lsm.2,
+            guarded: !nnp,
         },
     )
 }

@@ -1,17 +1,23 @@
 //! A further process in a running container.
+//!
+//! Whoever sees its PID namespace sees it from its birth on, while it still is a copy of the monitor,
+//! on the host's file system. That is safe against all who have no more than a container has: it
+//! cannot be looked into. CAP_SYS_PTRACE looks into everything; where somebody in the pod has it, a
+//! first child, which nobody there sees, becomes all that the process is to be, and then makes it
+//! ([`relay`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crisp_sys::clone::{self, Child, CloneArgs, InChild, SingleThreaded};
-use crisp_sys::fd::CWD;
+use crisp_sys::fd::{self, CWD};
 use crisp_sys::path::{self, RESOLVE_NO_SYMLINKS};
 use crisp_sys::pidfd::WaitStatus;
-use crisp_sys::{Errno, cred, ns, process};
+use crisp_sys::{Errno, cred, ns, process, tty};
 
 use super::channel::{self, ChildEnd, Message};
 use super::create::{Guarded, LIMIT, Launched, in_pid_namespace};
-use super::error::{At, ExecError, Failure, Stage, join_failure};
+use super::error::{At, ChildFailure, ExecError, Failure, Stage, join_failure};
 use super::identity;
 use super::prepare::{Strings, invalid_process, join_resctrl, open_resctrl};
 use super::procfs::Procfs;
@@ -23,6 +29,8 @@ use crate::plan::{NamespaceKind, ProcessPlan};
 
 const O_PATH: i32 = 0o10_000_000;
 const O_DIRECTORY: i32 = 0o200_000;
+/// The capability by which a process may trace any other that it sees.
+const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// What the child works from.
 struct Joiner<'a> {
@@ -37,6 +45,8 @@ struct Joiner<'a> {
     users: Option<Users>,
     io: &'a IoPlan,
     channel: &'a ChildEnd,
+    /// The first child makes another, see above.
+    relays: bool,
 }
 
 /// Starts a process in the container whose init is `init`, and waits until it executes its
@@ -85,6 +95,10 @@ pub fn begin(
     let resctrl = open_resctrl(process).map_err(at(Stage::Resctrl))?;
     let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
     let pid_kind = NamespaceKind::Pid.flag();
+    let joins_pid = joined.flags() & pid_kind != 0;
+    let may_be_traced = process.guarded || process.capabilities.bounding & CAP_SYS_PTRACE != 0;
+    // Who may trace inside a user namespace may not trace us, who are of the host's.
+    let relays = joins_pid && users.is_none() && may_be_traced;
     let joiner = Joiner {
         init,
         kinds: joined.flags() & !pid_kind,
@@ -95,33 +109,56 @@ pub fn begin(
         users,
         io: &io,
         channel: &child_end,
+        relays,
     };
     let args = CloneArgs {
         flags: 0,
         cgroup: cgroup.clone_fd().or_else(|| cgroup.unified_fd()),
     };
     let make = || clone::clone3(token, &args, |child| run(&joiner, child)).map(Guarded::new);
-    let child = if joined.flags() & pid_kind != 0 {
+    let child = if joins_pid && !relays {
         in_pid_namespace(init, pid_kind, make)
     } else {
         make()
     };
     let child = child.map_err(at(Stage::Clone))?;
     drop((child_end, io));
-    Ok(Begun(Launched {
+    let launched = Launched {
         child,
         channel: parent_end,
-    }))
+    };
+    Ok(Begun {
+        launched,
+        relays,
+        relay: None,
+        heard: Heard::default(),
+    })
 }
 
 /// A process on its way to its program. Dropping it kills and reaps it.
 #[derive(Debug)]
-pub struct Begun(Launched);
+pub struct Begun {
+    launched: Launched,
+    /// What was made first makes another and ends.
+    relays: bool,
+    /// What was made first, once the other is known.
+    relay: Option<Guarded>,
+    heard: Heard,
+}
+
+/// What was said.
+#[derive(Debug, Default)]
+struct Heard {
+    console: Option<OwnedFd>,
+    ready: bool,
+    failed: Option<ChildFailure>,
+    ended: bool,
+}
 
 impl AsFd for Begun {
     /// Hangs up when the process has executed its program or died.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.channel.as_fd()
+        self.launched.channel.as_fd()
     }
 }
 
@@ -132,7 +169,38 @@ impl Begun {
     /// Its number in our PID namespace.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.0.child.pid()
+        self.launched.child.pid()
+    }
+
+    /// Takes note of the process that another has made, if there is news of it: to be called when
+    /// any process has ended, before it is asked which.
+    pub fn meet(&mut self) {
+        if self.relays && self.relay.is_none() {
+            // A channel that is broken shows at the end.
+            let _ = self.hear();
+        }
+    }
+
+    /// Takes what was said so far.
+    fn hear(&mut self) -> crisp_sys::Result<()> {
+        let now = Instant::now();
+        while !self.heard.ended {
+            match self.launched.channel.receive(Some(now)) {
+                Ok(Message::Console(master)) => self.heard.console = Some(master),
+                // An exec has no hooks.
+                Ok(Message::Built) => {}
+                Ok(Message::Ready) => self.heard.ready = true,
+                Ok(Message::Failed(failure)) => self.heard.failed = Some(failure),
+                Ok(Message::Init(child)) => {
+                    let made = Guarded::new(child);
+                    self.relay = Some(std::mem::replace(&mut self.launched.child, made));
+                }
+                Ok(Message::Ended) => self.heard.ended = true,
+                Err(error) if error.errno == Errno::ETIMEDOUT => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the hang-up, at most so long. True if it has come.
@@ -140,7 +208,7 @@ impl Begun {
     /// # Errors
     /// Those of poll(2).
     pub fn wait(&self, limit: Duration) -> Result<bool, ExecError> {
-        let hung_up = self.0.channel.hung_up(Instant::now() + limit);
+        let hung_up = self.launched.channel.hung_up(Instant::now() + limit);
         hung_up.map_err(|source| ExecError::Parent {
             stage: Stage::Channel,
             source,
@@ -152,63 +220,51 @@ impl Begun {
     ///
     /// # Errors
     /// See [`ExecError`].
-    pub fn finish(self, reaped: Option<WaitStatus>) -> Result<Exec, ExecError> {
-        await_exec(self.0, reaped)
+    pub fn finish(mut self, reaped: Option<WaitStatus>) -> Result<Exec, ExecError> {
+        let at = |source| ExecError::Parent {
+            stage: Stage::Channel,
+            source,
+        };
+        // Everything it had to say is there.
+        self.hear().map_err(at)?;
+        if let Some(failure) = self.heard.failed {
+            return Err(failure.into());
+        }
+        if !self.heard.ended {
+            return Err(ExecError::Late(LIMIT.as_secs()));
+        }
+        // The end of the stream after this is the exec, or a death that a waiter will see.
+        if self.heard.ready {
+            let Child { pid, pidfd } = self.launched.child.keep();
+            return Ok(Exec {
+                pid,
+                pidfd,
+                console: self.heard.console,
+            });
+        }
+        let status = match reaped {
+            Some(status) => status,
+            None => self.launched.child.reap().map_err(at)?,
+        };
+        Err(ExecError::Ended(status))
     }
 
     /// Kills it without waiting for its death, which may not come before it is thawed.
-    pub fn kill(&self) {
-        self.0.child.kill();
+    pub fn kill(&mut self) {
+        self.meet();
+        for child in self.relay.iter().chain([&self.launched.child]) {
+            child.kill();
+        }
     }
 
     /// Lets go of it, alive or not: whoever collects children sees its end.
     #[must_use]
-    pub fn late(self) -> ExecError {
-        self.0.child.kill();
-        drop(self.0.child.keep());
-        ExecError::Late(LIMIT.as_secs())
-    }
-}
-
-fn await_exec(mut launched: Launched, reaped: Option<WaitStatus>) -> Result<Exec, ExecError> {
-    let at = |source| ExecError::Parent {
-        stage: Stage::Channel,
-        source,
-    };
-    // Everything it had to say is there.
-    let deadline = Instant::now();
-    let mut console = None;
-    let mut ready = false;
-    loop {
-        match launched.channel.receive(Some(deadline)) {
-            Ok(Message::Console(master)) => console = Some(master),
-            // An exec has no hooks.
-            Ok(Message::Built) => {}
-            Ok(Message::Ready) => ready = true,
-            // The end of the stream after this is the exec, or a death that a waiter will see.
-            Ok(Message::Ended) if ready => {
-                let Child { pid, pidfd } = launched.child.keep();
-                return Ok(Exec {
-                    pid,
-                    pidfd,
-                    console,
-                });
-            }
-            Ok(Message::Ended) => {
-                let status = match reaped {
-                    Some(status) => status,
-                    None => launched.child.reap().map_err(at)?,
-                };
-                return Err(ExecError::Ended(status));
-            }
-            Ok(Message::Failed(failure)) => return Err(failure.into()),
-            // Nobody makes another here.
-            Ok(Message::Init(_)) => {}
-            Err(error) if error.errno == Errno::ETIMEDOUT => {
-                return Err(ExecError::Late(LIMIT.as_secs()));
-            }
-            Err(source) => return Err(at(source)),
+    pub fn late(mut self) -> ExecError {
+        self.kill();
+        for child in self.relay.into_iter().chain([self.launched.child]) {
+            drop(child.keep());
         }
+        ExecError::Late(LIMIT.as_secs())
     }
 }
 
@@ -216,7 +272,13 @@ fn run(joiner: &Joiner<'_>, in_child: &InChild) -> i32 {
     let failure = match enter(joiner) {
         Err(failure) => Some(failure),
         Ok(()) => {
-            let go_on = || joiner.channel.ready().at(Stage::Channel, "").map(|()| true);
+            let go_on = || {
+                let goes_on = !joiner.relays || relay(joiner, in_child)?;
+                if goes_on {
+                    joiner.channel.ready().at(Stage::Channel, "")?;
+                }
+                Ok(goes_on)
+            };
             identity::run(
                 in_child,
                 joiner.channel,
@@ -230,6 +292,31 @@ fn run(joiner: &Joiner<'_>, in_child: &InChild) -> i32 {
         joiner.channel.fail(&failure);
     }
     1
+}
+
+/// Makes the process that is to execute the program, and tells of it. True in that process.
+///
+/// It is born as what it is to be: its user, its capabilities, on its file system, and with no
+/// descriptor but its streams and the channel. Only a filter that needs no privilege is still to
+/// come. It waits until the parent can know of it, so that its end cannot come before it is known.
+fn relay(joiner: &Joiner<'_>, in_child: &InChild) -> Result<bool, Failure> {
+    let (told, tell) = fd::pipe().at(Stage::Clone, "")?;
+    if let Some(made) = clone::split(in_child).at(Stage::Clone, "")? {
+        joiner.channel.init(&made).at(Stage::Channel, "")?;
+        fd::write_all(tell.as_fd(), &[1]).at(Stage::Channel, "")?;
+        return Ok(false);
+    }
+    drop(tell);
+    if fd::read(told.as_fd(), &mut [0]).at(Stage::Channel, "")? != 1 {
+        let message = "whoever made this process is gone";
+        return Err(Failure::new(Stage::Channel, Errno::EPIPE, message));
+    }
+    process::setsid().at(Stage::Stdio, "")?;
+    if matches!(joiner.io, IoPlan::Terminal) {
+        let terminal = std::io::stdin();
+        tty::set_controlling(terminal.as_fd()).at(Stage::Console, "")?;
+    }
+    Ok(true)
 }
 
 /// Joins what the init is in, and gives back a procfs if one is needed.
@@ -260,7 +347,13 @@ fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
     joiner.cgroup.join_self_v1().map_err(join_failure)?;
     join_resctrl(joiner.resctrl)?;
     let procfs = enter_namespaces(joiner)?;
-    process::setsid().at(Stage::Stdio, "")?;
+    if joiner.relays {
+        // Where the next child is born.
+        let pid = NamespaceKind::Pid.flag();
+        ns::setns(joiner.init, pid).at(Stage::Namespaces, "pid")?;
+    } else {
+        process::setsid().at(Stage::Stdio, "")?;
+    }
     match joiner.io {
         IoPlan::Stdio(stdio) => stdio.install(joiner.process.uid).at(Stage::Stdio, "")?,
         IoPlan::Terminal => {
@@ -268,7 +361,11 @@ fn enter(joiner: &Joiner<'_>) -> Result<(), Failure> {
                 let flags = O_PATH | O_DIRECTORY;
                 let root = path::openat2(CWD, c"/", flags, 0, RESOLVE_NO_SYMLINKS)?;
                 let terminal = Terminal::open(root.as_fd())?;
-                terminal.install(joiner.process.uid, joiner.process.console_size)?;
+                let (uid, size) = (joiner.process.uid, joiner.process.console_size);
+                match joiner.relays {
+                    true => terminal.install_for_another(uid, size)?,
+                    false => terminal.install(uid, size)?,
+                }
                 joiner.channel.console(terminal.master.as_fd())
             };
             open().at(Stage::Console, "")?;

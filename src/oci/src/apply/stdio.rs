@@ -49,11 +49,20 @@ impl Terminal {
 
     /// Gives it to the user and makes it the session's and the standard streams.
     pub(super) fn install(&self, uid: u32, size: Option<(u16, u16)>) -> crisp_sys::Result<()> {
+        self.install_for_another(uid, size)?;
+        tty::set_controlling(self.peer.as_fd())
+    }
+
+    /// All of that but the session, which is somebody else's to lead.
+    pub(super) fn install_for_another(
+        &self,
+        uid: u32,
+        size: Option<(u16, u16)>,
+    ) -> crisp_sys::Result<()> {
         if let Some((width, height)) = size {
             tty::set_size(self.master.as_fd(), width, height)?;
         }
         path::fchownat(self.peer.as_fd(), c"", uid, u32::MAX, AT_EMPTY_PATH)?;
-        tty::set_controlling(self.peer.as_fd())?;
         for stream in 0..=2 {
             fd::dup_to_stdio(self.peer.as_fd(), stream)?;
         }

@@ -93,6 +93,7 @@ pub fn process(process: &Process, host: &HostFacts) -> Result<ProcessPlan> {
             }
         },
         resctrl: None,
+        guarded: false,
     })
 }
 
