@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::Stream;
 use tokio::{
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
@@ -48,6 +48,8 @@ use crate::{
 
 /// Largest message taken or sent. kubelet itself takes 16 MiB.
 const MESSAGE_LIMIT: usize = 64 * 1024 * 1024;
+/// How long accepting rests after an error.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// How long requests under way may go on after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
@@ -377,6 +379,22 @@ fn listen(path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
+/// Whoever connects. The server would try again at once after an error, and again: when descriptors
+/// have run out that helps nobody and takes a processor.
+fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures_util::stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    })
+}
+
 async fn serve_until_signal(
     listener: UnixListener,
     node: Arc<Node>,
@@ -394,7 +412,7 @@ async fn serve_until_signal(
         .max_concurrent_streams(1000)
         .add_service(runtime)
         .add_service(image)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(connections(listener), async {
             tell.await.ok();
         });
     tokio::pin!(server);

@@ -46,12 +46,11 @@ pub enum DeviceError {
 impl Classify for DeviceError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::LookUp { source, .. } if source.kind() != io::ErrorKind::NotFound => {
-                ErrorKind::Internal
-            }
-            Self::LookUp { .. } | Self::NotADevice { .. } | Self::TooMany => {
-                ErrorKind::InvalidArgument
-            }
+            Self::LookUp { source, .. } => match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => ErrorKind::InvalidArgument,
+                _ => ErrorKind::Internal,
+            },
+            Self::NotADevice { .. } | Self::TooMany => ErrorKind::InvalidArgument,
         }
     }
 }
@@ -199,7 +198,11 @@ mod tests {
 
     #[test]
     fn a_file_is_no_device_and_a_missing_path_is_the_clients_mistake() {
-        for path in ["/etc/passwd", "/dev/there-is-no-such-device"] {
+        for path in [
+            "/etc/passwd",
+            "/etc/passwd/below-a-file",
+            "/dev/there-is-no-such-device",
+        ] {
             let error = resolve(&asked(path)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
         }
