@@ -155,7 +155,7 @@ impl Classify for CreateError {
             Self::Image(error) => error.kind(),
             Self::NoImage(_) => ErrorKind::NotFound,
             Self::Target(_) | Self::Plan(_) => ErrorKind::InvalidArgument,
-            Self::Record(_) => ErrorKind::Internal,
+            Self::Record(error) => error.kind(),
             Self::Rootfs(_) => ErrorKind::Internal,
             Self::User(error) => error.kind(),
             Self::Users(error) => error.kind(),

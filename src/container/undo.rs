@@ -16,18 +16,22 @@ use super::{
 };
 use crate::{
     clock,
-    error::Chain,
+    error::{Chain, Classify, ErrorKind},
     failpoint,
     id::ContainerId,
     monitor,
     node::Node,
-    snapshot::layers::Pin as LayerPin,
+    snapshot::{layers::Pin as LayerPin, removal},
     undo::{self, Of, Undo, UndoError},
 };
 
 const OF: Of = Of::Container;
 /// How long killed processes may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a removal waits for others to make room, and how often it looks.
+const ROOM_LIMIT: Duration = Duration::from_secs(5);
+const ROOM_CHECK: Duration = Duration::from_millis(20);
 
 /// A container that nobody can see and that is to go.
 struct Erasing {
@@ -57,9 +61,19 @@ pub async fn erase(
     pin: &mut Option<LayerPin>,
 ) -> Result<(), UndoError> {
     record.phase = Phase::Removing;
+    let id = record.id.clone();
     let journalled = node.write_container(record);
-    let journalled =
-        async { (journalled.await).map_err(|source| UndoError::Journal { of: OF, source }) };
+    let journalled = async {
+        match journalled.await {
+            // A removal is what makes room. If it is cut off now, the container is there after the
+            // restart, to be removed again.
+            Err(error) if error.is_no_space() => {
+                tracing::warn!(%id, error = %Chain(&error), "removal goes on unrecorded");
+                Ok(())
+            }
+            other => other.map_err(|source| UndoError::Journal { of: OF, source }),
+        }
+    };
     OF.step("journal", journalled).await?;
     end_processes(node, record).await?;
     let (state, root) = (
@@ -74,14 +88,43 @@ pub async fn erase(
         .await?;
     // The record's file goes with the directory: until the store has forgotten it, the phase in
     // there makes a restart finish the job.
-    let forgotten = node.remove_container(&record.id);
-    let forgotten =
-        async { (forgotten.await).map_err(|source| UndoError::Record { of: OF, source }) };
-    OF.step("record", forgotten).await?;
+    OF.step("record", forget(node, &record.id)).await?;
     OF.blocking("directory", move || throw_away(&root, &trash))
         .await?;
     *pin = None;
     Ok(())
+}
+
+/// Has the store forget a container. If there is no room even for that, its writable layer goes first:
+/// it may be what fills the disk, and whoever comes to empty it has nothing else to remove.
+async fn forget(node: &Arc<Node>, id: &ContainerId) -> Result<(), UndoError> {
+    let full = match node.remove_container(id).await {
+        Err(error) if error.kind() == ErrorKind::Exhausted => error,
+        other => return other.map_err(|source| UndoError::Record { of: OF, source }),
+    };
+    tracing::warn!(%id, error = %Chain(&full), "writable layer goes first");
+    let root = node.paths.container_root(id);
+    OF.blocking("writable layer", move || {
+        for half in ["upper", "work"] {
+            match removal::remove_tree(&root.join(half)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    // What fills the disk may be another one's that is going at the same time.
+    let deadline = tokio::time::Instant::now() + ROOM_LIMIT;
+    loop {
+        match node.remove_container(id).await {
+            Err(error)
+                if error.kind() == ErrorKind::Exhausted
+                    && tokio::time::Instant::now() < deadline => {}
+            other => return other.map_err(|source| UndoError::Record { of: OF, source }),
+        }
+        tokio::time::sleep(ROOM_CHECK).await;
+    }
 }
 
 /// Undoes a container that nobody can see: tries once now, and goes on in the background until it
@@ -210,14 +253,20 @@ fn kill_and_wait(cgroup: &Cgroup) -> io::Result<()> {
 /// Out of sight at once, deleted when there is time: a writable layer may hold a million files.
 fn throw_away(root: &Path, trash: &Path) -> io::Result<()> {
     if let Some(parent) = trash.parent() {
-        crate::node::private_dir(parent)?;
+        match crate::node::private_dir(parent) {
+            // No room for one more name.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                return crate::node::remove_tree(root);
+            }
+            other => other?,
+        }
     }
     match fs::rename(root, trash) {
         Ok(()) => {
             failpoint::reach(format_args!("container.undo.directory.renamed"));
             let trash = trash.to_owned();
             drop(tokio::task::spawn_blocking(move || {
-                if let Err(error) = crate::snapshot::removal::remove_tree(&trash) {
+                if let Err(error) = removal::remove_tree(&trash) {
                     tracing::warn!(path = %trash.display(), %error, "cannot delete");
                 }
             }));

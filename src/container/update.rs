@@ -67,7 +67,7 @@ impl Classify for UpdateError {
             Self::Bundle(_) | Self::Plan(_) => ErrorKind::InvalidArgument,
             Self::Group(error) => group_kind(error),
             Self::OomScore { .. } => ErrorKind::WrongState,
-            Self::Record(_) => ErrorKind::Internal,
+            Self::Record(error) => error.kind(),
             Self::Draining => ErrorKind::NotReady,
         }
     }

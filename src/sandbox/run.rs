@@ -91,7 +91,7 @@ impl Classify for RunError {
             Self::UserNamespace(_) => ErrorKind::Unsupported,
             Self::NetworkNotReady(_) | Self::Draining => ErrorKind::NotReady,
             Self::Exists { .. } => ErrorKind::AlreadyExists,
-            Self::Record(_) => ErrorKind::Internal,
+            Self::Record(error) => error.kind(),
             Self::Namespaces(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Files { source, .. } => match source.raw_os_error() {

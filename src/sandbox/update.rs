@@ -56,7 +56,7 @@ impl Classify for UpdateError {
             Self::NotReady => ErrorKind::WrongState,
             Self::Bundle(_) | Self::Plan(_) => ErrorKind::InvalidArgument,
             Self::Group(error) => group_kind(error),
-            Self::Record(_) => ErrorKind::Internal,
+            Self::Record(error) => error.kind(),
             Self::Draining => ErrorKind::NotReady,
         }
     }

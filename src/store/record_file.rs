@@ -16,6 +16,7 @@ use std::{
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Record, StoreError, envelope, table};
+use crate::error::{Classify, ErrorKind};
 
 const MAGIC: &[u8; 8] = b"crisprec";
 const PREFIX: usize = 16;
@@ -83,6 +84,26 @@ pub enum RecordFileError {
         #[source]
         source: Box<StoreError>,
     },
+}
+
+impl RecordFileError {
+    /// Whether there was no room for it.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+}
+
+impl Classify for RecordFileError {
+    fn kind(&self) -> ErrorKind {
+        match self.is_no_space() {
+            true => ErrorKind::Exhausted,
+            false => ErrorKind::Internal,
+        }
+    }
 }
 
 /// Writes a record, replacing the one before it as a whole. Readers see the old or the new one.

@@ -13,6 +13,7 @@ mod chroot;
 mod churn;
 mod devices;
 mod exec;
+mod harm;
 mod input;
 mod lifecycle;
 mod logs;
