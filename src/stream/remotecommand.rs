@@ -187,7 +187,7 @@ struct Size {
 }
 
 impl Sizes {
-    /// The next size: (width, height). Never, when no more will come or what comes is none.
+    /// The next size: (width, height). Never, when no more will come. What is none is passed over.
     pub async fn next(&mut self) -> (u16, u16) {
         loop {
             match first_size(&mut self.buffer) {
@@ -195,12 +195,20 @@ impl Sizes {
                     return (size.width, size.height);
                 }
                 Some(Ok(_)) => continue,
-                Some(Err(())) => std::future::pending().await,
+                Some(Err(())) => {
+                    pass_over(&mut self.buffer);
+                    continue;
+                }
                 None => {}
             }
             match self.from.next().await {
-                Incoming::Data(bytes) if self.buffer.len() + bytes.len() <= MAX_SIZES => {
-                    self.buffer.extend_from_slice(&bytes);
+                // Only the last one counts, and no size is that long.
+                Incoming::Data(bytes) => {
+                    if self.buffer.len() > MAX_SIZES {
+                        self.buffer.clear();
+                    }
+                    let last = bytes.len().saturating_sub(MAX_SIZES);
+                    self.buffer.extend_from_slice(&bytes[last..]);
                 }
                 _ => std::future::pending().await,
             }
@@ -225,6 +233,12 @@ fn first_size(buffer: &mut Vec<u8>) -> Option<Result<Size, ()>> {
             None
         }
     }
+}
+
+/// Drops what is no size, up to where the next one may begin.
+fn pass_over(buffer: &mut Vec<u8>) {
+    let next = buffer.iter().skip(1).position(|byte| *byte == b'{');
+    buffer.drain(..next.map_or(buffer.len(), |at| at + 1));
 }
 
 #[cfg(test)]
@@ -279,6 +293,10 @@ mod tests {
                     .is_err(),
                 "{garbage}"
             );
+            let mut mixed = format!("{garbage}{{\"Width\":9,\"Height\":8}}").into_bytes();
+            pass_over(&mut mixed);
+            let size = first_size(&mut mixed).unwrap().unwrap();
+            assert_eq!((size.width, size.height), (9, 8), "{garbage}");
         }
     }
 

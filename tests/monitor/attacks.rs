@@ -66,7 +66,7 @@ fn frames_cut_anywhere_and_flipped_anywhere_are_answered_or_shown_out() {
             tell(&flipped);
         }
     }
-    println!("{answered} answered, {closed} shown out");
+    println!("M3 frames cut and flipped: {answered} answered, {closed} shown out");
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     eventually("nothing stays open", || descriptors(&monitor) == before);
     monitor.done(Request::KillAll);
@@ -97,6 +97,7 @@ fn floods_of_descriptors_are_closed() {
     stranger.send(&[0xff; 64], &most);
     assert!(stranger.receive().is_none());
     eventually("all are closed", || descriptors(&monitor) == before);
+    println!("M3 8000 descriptors that nobody asked for: all are closed");
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     monitor.done(Request::KillAll);
     monitor.exited();
@@ -121,7 +122,7 @@ fn empty_and_largest_packets() {
     };
     let asked = large.post(Request::Exec(request), &[]);
     let (reply, _) = large.answer(asked);
-    println!("{reply:?}");
+    println!("M3 a frame as large as can be: {reply:?}");
     assert!(matches!(reply, Reply::Error { .. }));
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     monitor.done(Request::KillAll);
@@ -142,6 +143,10 @@ fn a_state_directory_deeper_than_a_socket_address_is_served() {
     let later = socket::seqpacket_connect(state.as_fd(), SOCKET_NAME).unwrap();
     let mut later = crate::fixture::Client::new(later);
     assert_eq!(later.hello().0.phase, Phase::Created);
+    println!(
+        "M7 a socket below a directory of {} bytes: served",
+        deep.as_os_str().len()
+    );
     monitor.done(Request::Quit);
     assert_eq!(monitor.ended(), Some(0));
 }
@@ -173,7 +178,7 @@ fn no_socket_is_reachable_by_an_abstract_name() {
             .is_some_and(|inode| inodes.iter().any(|own| own == inode))
     });
     let named: Vec<&str> = mine.filter(|line| line.contains('@')).collect();
-    println!("{} sockets, none with an abstract name", inodes.len());
+    println!("M1 {} sockets, none with an abstract name", inodes.len());
     assert!(!inodes.is_empty() && named.is_empty(), "{named:?}");
     monitor.done(Request::KillAll);
     monitor.exited();

@@ -80,6 +80,10 @@ fn the_socket_is_for_root_alone() {
         .gid(65534)
         .status()
         .expect("perl");
+    println!(
+        "M2 another user, the doors open: shown out {}",
+        status.success()
+    );
     assert!(status.success(), "it was not shown out");
     assert_eq!(monitor.hello().0.phase, Phase::Running);
 }
@@ -105,6 +109,7 @@ fn garbage_ends_only_the_connection_it_came_through() {
         let stranger = site.connect();
         stranger.send(&bytes, &[]);
         assert!(stranger.receive().is_none(), "{what}");
+        println!("M3 {what}: the connection is closed");
     }
     // A request of a later version is refused, and the connection stays.
     let mut newer = site.connect();
@@ -119,7 +124,17 @@ fn garbage_ends_only_the_connection_it_came_through() {
     else {
         panic!("no refusal")
     };
+    println!("M6 a request of a later version: {stage}, ENOSYS");
     assert_eq!((stage.as_str(), errno), (STAGE_UNKNOWN, libc::ENOSYS));
+    // Daemons of any version are told everything; what they do not know they pass over.
+    for version in [0, 99, u32::MAX] {
+        let reply = newer.ask(Request::Hello { version });
+        println!(
+            "M6 a daemon of version {version}: is told {}",
+            matches!(reply, Reply::Snapshot(_))
+        );
+        assert!(matches!(reply, Reply::Snapshot(_)), "{reply:?}");
+    }
     assert_eq!(newer.hello().0.phase, Phase::Running);
     // Descriptors that nobody asked for are closed.
     let count = || {
@@ -162,11 +177,13 @@ fn connections_that_do_not_read_and_too_many_of_them() {
         .is_ok_and(|_| socket::send_with_fds(stuffed.socket.as_fd(), &hello, &[]).is_err())
     });
     assert_eq!(monitor.hello().0.phase, Phase::Running);
-    let many: Vec<Client> = (0..200).map(|_| site.connect()).collect();
+    println!("M4 one that asks {sent} times and reads nothing: cut off");
+    let many: Vec<Client> = (0..1000).map(|_| site.connect()).collect();
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     let fds = fs::read_dir(format!("/proc/{}/fd", monitor.pid()))
         .unwrap()
         .count();
+    println!("M4 1000 connections: the first one is served, the monitor has {fds} descriptors");
     assert!(fds < 60, "{fds} descriptors");
     drop(many);
     eventually("there is room again", || {
@@ -246,6 +263,7 @@ fn a_stale_socket_is_replaced_and_a_link_not_followed() {
     assert_eq!(site.connect().hello().0.phase, Phase::Running);
     monitor.done(Request::Quit);
     assert_eq!(monitor.ended(), Some(0));
+    println!("M5 a link in the place of a socket: replaced, what it led to is as it was");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "keep");
 }
 

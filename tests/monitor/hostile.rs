@@ -64,7 +64,7 @@ fn a_fork_bomb_stays_within_its_limit_and_is_ended() {
         Ok((exec, ..)) => format!("ran and ended with {:?}", monitor.exec_exited(exec)),
         Err(reply) => format!("{reply:?}"),
     };
-    println!("{most} processes of 40, an exec meanwhile: {told}");
+    println!("P2 {most} processes of 40, an exec meanwhile: {told}");
     assert!(most <= 40);
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     end("a fork bomb", monitor, &site);
@@ -90,7 +90,7 @@ fn endless_output_without_a_newline_takes_no_memory() {
     assert_eq!((record.code, record.lost_bytes), (0, 0));
     let peak = monitor.smaps("Anonymous");
     let written = monitor.hello().0.log.written_bytes;
-    println!("{size} bytes of NUL and of noise: {written} bytes of log, {peak} KiB anonymous");
+    println!("P1 {size} bytes of NUL and of noise: {written} bytes of log, {peak} KiB anonymous");
     assert!(written > 2 * size && peak < 1024);
     monitor.acknowledge();
 }
@@ -156,6 +156,7 @@ fn streams_may_be_closed_swapped_and_opened_again() {
         .filter(|record| record.stream == "stdout")
         .map(|record| String::from_utf8_lossy(&record.content).into_owned())
         .collect();
+    println!("P4 streams closed and opened again: {contents:?} arrive, it runs on");
     assert_eq!(contents, ["back", "by name"]);
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     // None of them is a socket: nothing can be sent through but bytes.
@@ -165,6 +166,7 @@ fn streams_may_be_closed_swapped_and_opened_again() {
             assert!(!data.file_type().is_socket());
         }
     }
+    println!("P3 none of its streams is a socket: no descriptor can be sent through them");
     end("closed streams", monitor, &site);
 }
 
@@ -186,7 +188,7 @@ fn nobody_sees_the_monitor_in_an_exec_that_joins() {
     let seen = fs::read(site.dir.path().join("upper/tmp/seen")).unwrap();
     let text = String::from_utf8_lossy(&seen);
     println!(
-        "{} looks, {} bytes",
+        "P5 a spy in an exec that joins: {} looks, {} bytes, none of the monitor's",
         text.matches(" exe ").count(),
         seen.len()
     );
@@ -210,7 +212,7 @@ fn the_monitors_program_cannot_be_executed_or_written_through_an_exec() {
         }
         Err(reply) => format!("{reply:?}"),
     };
-    println!("/proc/self/exe: {told}");
+    println!("P5 /proc/self/exe as a program: {told}");
     assert!(!told.contains("conmon-rs"), "{told}");
     end("self", monitor, &site);
 }
@@ -227,7 +229,7 @@ fn a_storm_of_kills_for_memory_is_counted() {
         Event::Oom { count } if *count >= 20 => Some(*count),
         _ => None,
     });
-    println!("{count} kills told");
+    println!("P9 {count} kills for memory are told, it runs on");
     assert_eq!(output(&mut monitor, &["echo", "fine"]), "fine\n");
     monitor.done(Request::KillAll);
     let record = monitor.exited();
@@ -273,7 +275,7 @@ fn an_exec_that_hangs_holds_nobody_up() {
     let began = Instant::now();
     assert_eq!(monitor.hello().0.phase, Phase::Running);
     println!(
-        "two execs hang in a frozen container, hello is answered after {:?}",
+        "P10 two execs hang in a frozen container, hello is answered after {:?}",
         began.elapsed()
     );
     site.cgroup().thaw().unwrap();

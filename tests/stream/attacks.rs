@@ -57,6 +57,8 @@ async fn tokens_and_requests_that_are_none() {
             .await
             .err()
             .unwrap();
+        let shown = path.replace(&token, "TOKEN");
+        println!("S1 {shown} with {protocols:?}: {}", error.status);
         assert_eq!(error.status, expected, "{path}: {error:?}");
         let names = error
             .text
@@ -78,6 +80,7 @@ async fn tokens_and_requests_that_are_none() {
         .await
         .err()
         .unwrap();
+    println!("S1 a token used again: {}", again.status);
     assert_eq!(again.status, 404);
     // Bytes that are no HTTP, and a head without end.
     for garbage in [
@@ -102,6 +105,10 @@ async fn tokens_and_requests_that_are_none() {
                 .map(|status| status.code()),
         );
     }
+    println!(
+        "S1 1001 grants that nobody uses: the last one is {:?}",
+        codes.last()
+    );
     assert_eq!(
         codes.iter().flatten().collect::<Vec<_>>(),
         [&Code::ResourceExhausted]
@@ -134,6 +141,10 @@ async fn heads_that_drip_and_silence_are_cut() {
     tokio::time::timeout(LIMIT, both)
         .await
         .expect("both are cut");
+    println!(
+        "S2 a silent and a dripping head are cut after {:?}",
+        began.elapsed()
+    );
     assert!(
         began.elapsed() > Duration::from_secs(2),
         "not before a slow client had a chance"
@@ -175,6 +186,7 @@ async fn frames_that_break_the_protocol_end_their_connection_only() {
         let mut spdy = Spdy::session(&url, "io").await;
         spdy.stream.write_all(&bytes).await.unwrap();
         ends(spdy.stream).await;
+        println!("S4 SPDY {:02x?}...: the connection is ended", &bytes[..8]);
     }
     let huge = [&[0x82, 0xff][..], &u64::MAX.to_be_bytes()].concat();
     for (bytes, expected) in [
@@ -188,6 +200,10 @@ async fn frames_that_break_the_protocol_end_their_connection_only() {
         let mut socket = WebSocket::connect(&url, "v5.channel.k8s.io").await.unwrap();
         socket.stream.write_all(&bytes).await.unwrap();
         let (_, code) = socket.collect().await;
+        println!(
+            "S4 WebSocket {:02x?}: closed with {code:?}",
+            &bytes[..bytes.len().min(8)]
+        );
         assert_eq!(code, Some(expected), "{bytes:02x?}");
     }
     // Streams that nobody asked for are reset, and the session goes on.

@@ -84,6 +84,9 @@ async fn nothing_of_the_daemons_stays_and_no_process_that_reads_or_writes() {
         descriptors(monitor).len() <= monitors.len()
     })
     .await;
+    println!(
+        "S7 21 clients gone by a FIN or a reset: no process that reads or writes, no descriptor stays"
+    );
     // Without the setting, what does without its streams goes on.
     let url = host.exec(&id, "io", &["sleep", "73906"]).await.unwrap();
     let spdy = Spdy::session(&url, "io").await;

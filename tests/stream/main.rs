@@ -10,6 +10,7 @@
 mod attach;
 mod attacks;
 mod client;
+mod crowds;
 mod disconnect;
 mod exec;
 mod ports;

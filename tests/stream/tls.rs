@@ -87,6 +87,21 @@ impl Authority {
         CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap()
     }
 
+    /// Whether the server agrees on this version of TLS, and no other.
+    fn agrees(&self, url: &str, version: &str) -> bool {
+        let output = Command::new("openssl")
+            .current_dir(self.0.path())
+            .args(["s_client", "-connect", parts(url).0, "-brief"])
+            .args(["-cert", "client.pem", "-key", "client.key"])
+            // Or openssl itself would not even try the old ones.
+            .args(["-cipher", "DEFAULT@SECLEVEL=0", &format!("-{version}")])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        text.contains("CONNECTION ESTABLISHED")
+    }
+
     /// Connects, with the certificate of a name if there is one.
     async fn connect(
         &self,
@@ -153,8 +168,24 @@ async fn certificates_are_read_again_and_clients_must_have_one() {
             .await
             .is_err(),
     };
+    println!("S8 a client without a certificate: refused {refused}");
     assert!(refused, "a client without certificate is served");
-    assert!(Spdy::connect(&url, "v4.channel.k8s.io").await.is_err());
+    let plain = Spdy::connect(&url, "v4.channel.k8s.io").await.err();
+    println!("S8 a client without TLS: {plain:?}");
+    assert!(plain.is_some());
+    for (version, expected) in [
+        ("tls1", false),
+        ("tls1_1", false),
+        ("tls1_2", true),
+        ("tls1_3", true),
+    ] {
+        let agreed = authority.agrees(&url, version);
+        println!(
+            "S8 {version}: {}",
+            if agreed { "agreed" } else { "refused" }
+        );
+        assert_eq!(agreed, expected, "{version}");
+    }
     let stream = authority.connect(&url, Some("client")).await.unwrap();
     assert_eq!(run(&host, &id, stream, &url).await.len(), 300_000);
     // A new certificate, in place of the old one.
