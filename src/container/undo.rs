@@ -66,8 +66,8 @@ pub async fn erase(
     let journalled = async {
         match journalled.await {
             // A removal is what makes room. If it is cut off now, the container is there after the
-            // restart, to be removed again.
-            Err(error) if error.is_no_space() => {
+            // restart, to be removed again. One that was refused as too large never had a record.
+            Err(error) if error.is_no_space() || error.is_too_large() => {
                 tracing::warn!(%id, error = %Chain(&error), "removal goes on unrecorded");
                 Ok(())
             }

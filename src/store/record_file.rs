@@ -95,13 +95,21 @@ impl RecordFileError {
         };
         matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
+
+    /// Whether there will be no room for it however often it is tried.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::TooLarge { .. })
+    }
 }
 
 impl Classify for RecordFileError {
     fn kind(&self) -> ErrorKind {
-        match self.is_no_space() {
-            true => ErrorKind::Exhausted,
-            false => ErrorKind::Internal,
+        match self {
+            _ if self.is_no_space() => ErrorKind::Exhausted,
+            // Of what a client asked for.
+            Self::TooLarge { .. } => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Internal,
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::{
 const MAX_STRING: usize = 128 * 1024 - 1;
 /// Most arguments or environment variables.
 const MAX_STRINGS: usize = 100_000;
+/// Most bytes of them all: what the kernel hands to a program whose stack has its usual limit.
+pub(super) const MAX_TOGETHER: usize = 2 * 1024 * 1024;
 /// Longest image reference.
 const MAX_IMAGE: usize = 4096;
 
@@ -52,6 +54,7 @@ pub fn container(
         None => Resources::default(),
     };
     let annotations = annotations(&field.child("annotations"), &config.annotations)?;
+    fits_exec(&field, config)?;
     Ok(ContainerSpec {
         metadata: metadata(&field.child("metadata"), config.metadata.as_ref())?,
         image: image(&field.child("image"), config.image.as_ref())?,
@@ -164,6 +167,23 @@ pub(super) fn arguments(field: &Field<'_>, list: &[String]) -> Result<Vec<String
         place.no_nul(argument)?;
     }
     Ok(list.to_vec())
+}
+
+/// Whether the command line and the environment together can be handed to a program.
+fn fits_exec(field: &Field<'_>, config: &proto::ContainerConfig) -> Result<()> {
+    let words = config.command.iter().chain(&config.args).map(String::len);
+    let words: usize = words.sum();
+    let variables = config.envs.iter().map(|e| e.key.len() + e.value.len() + 1);
+    let variables: usize = variables.sum();
+    if words + variables <= MAX_TOGETHER {
+        return Ok(());
+    }
+    let largest = if words > variables { "args" } else { "envs" };
+    let problem = format!(
+        "command, args and envs must be at most {MAX_TOGETHER} bytes together, are {}",
+        words + variables
+    );
+    Err(field.child(largest).invalid(problem))
 }
 
 /// The working directory. Where it leads is the container's to say, but not by way of descriptors

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    container::arguments,
+    container::{MAX_TOGETHER, arguments},
     field::{Field, Result},
 };
 use crate::cri::proto;
@@ -44,6 +44,11 @@ pub(super) fn command(words: &[String]) -> Result<Vec<String>> {
     let field = Field::root("cmd");
     if words.first().is_none_or(String::is_empty) {
         return Err(field.invalid("must name a program"));
+    }
+    let length: usize = words.iter().map(String::len).sum();
+    if length > MAX_TOGETHER {
+        let problem = format!("must be at most {MAX_TOGETHER} bytes together, is {length}");
+        return Err(field.invalid(problem));
     }
     arguments(&field, words)
 }

@@ -266,6 +266,33 @@ async fn a_name_is_taken_once_and_a_prefix_means_one_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_that_are_none_are_refused_before_anything_runs() {
+    let host = Host::new().await;
+    let (_pod, id) = host.running("commands", &["sleep", "1000"]).await;
+    let long = "x".repeat(100_000);
+    let many: Vec<&str> = vec![&long; 60];
+    let fitting: Vec<&str> = [&["true"][..], &many[..15]].concat();
+    let mut wrong = Vec::new();
+    for (case, command) in [
+        ("G15 no command", &[][..]),
+        ("G15 a command of no name", &["", "x"]),
+        ("G15 a command with NUL", &["sh", "-c", "a\0b"]),
+        ("G15 a command of 6 MB", &many),
+    ] {
+        let answer = host.pods.exec(&id, command).await;
+        wrong.extend(judged(case, answer, Code::InvalidArgument, "cmd"));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let answer = host.pods.exec(&id, &fitting).await.unwrap();
+    tell(
+        "G15 a command of 1.5 MB",
+        &format!("code {}", answer.exit_code),
+    );
+    assert_eq!(answer.exit_code, 0);
+    host.pods.remove_all().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_that_are_no_images_are_refused_by_every_method() {
     let host = Host::without_image().await;
     let digest = format!("registry.k8s.io/pause@sha256:{}", "A".repeat(64));

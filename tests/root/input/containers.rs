@@ -207,6 +207,15 @@ pub const CASES: &[ContainerCase] = &[
         "mounts",
     ),
     (
+        "G10 4000 mounts of long names",
+        |c| {
+            let long = format!("/{}", "d".repeat(250)).repeat(10);
+            (0..4000).for_each(|i| mount(c, &format!("/m{i}{long}"), "/tmp"));
+        },
+        INVALID,
+        "at most",
+    ),
+    (
         "G11 a mount that reaches the host without privilege",
         |c| {
             mount(c, "/x", "/tmp");
@@ -278,6 +287,18 @@ pub const CASES: &[ContainerCase] = &[
         |c| (0..100_001).for_each(|i| env(c, &format!("V{i}"), b"")),
         INVALID,
         "envs",
+    ),
+    (
+        "G15 variables of 6 MB together",
+        |c| (0..60_000).for_each(|i| env(c, &format!("V{i}"), &[b'x'; 100])),
+        INVALID,
+        "envs",
+    ),
+    (
+        "G15 arguments of 6 MB together",
+        |c| c.args = vec!["x".repeat(100_000); 60],
+        INVALID,
+        "args",
     ),
     (
         "G22 a relative working directory",
