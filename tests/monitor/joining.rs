@@ -137,7 +137,7 @@ fn who_may_trace_does_not_reach_the_host_through_an_exec_that_joins() {
 }
 
 /// An exec with a terminal: its number, or why there is none.
-fn terminal(monitor: &mut Monitor, args: &[&str]) -> Result<u64, Reply> {
+fn terminal(monitor: &mut Monitor, args: &[&str]) -> Result<u64, Box<Reply>> {
     let wanted = ProcessPlan {
         terminal: true,
         ..process(args)
@@ -148,7 +148,7 @@ fn terminal(monitor: &mut Monitor, args: &[&str]) -> Result<u64, Reply> {
     };
     match monitor.ask_with(Request::Exec(request), Vec::new()).0 {
         Reply::ExecStarted { exec, .. } => Ok(exec),
-        other => Err(other),
+        other => Err(Box::new(other)),
     }
 }
 
@@ -172,11 +172,11 @@ fn a_container_that_replaced_its_proc_and_devices_gains_nothing_from_execs() {
     pipe.read_to_string(&mut printed).unwrap();
     assert_eq!(monitor.exec_exited(exec), (0, 0));
     assert_eq!(printed, "fine\n");
-    let told = match terminal(&mut monitor, &["true"]) {
-        Ok(exec) => panic!("a terminal out of nothing: {exec}"),
-        Err(Reply::Error { stage, message, .. }) => format!("{stage}: {message}"),
-        Err(other) => panic!("{other:?}"),
+    let refused = terminal(&mut monitor, &["true"]).expect_err("a terminal out of nothing");
+    let Reply::Error { stage, message, .. } = *refused else {
+        panic!("{refused:?}")
     };
+    let told = format!("{stage}: {message}");
     println!(
         "P6 /proc, /dev/null and /dev/pts replaced: an exec runs, a terminal is refused: {told}"
     );
