@@ -10,7 +10,7 @@ use std::{
 
 use crisp_harness::{
     audit::{Snapshot, settled},
-    cri::v1::{Capability, ContainerState, Mount},
+    cri::v1::{Capability, ContainerState, Mount, SecurityProfile, security_profile::ProfileType},
     process::until,
 };
 use tonic::Code;
@@ -79,10 +79,7 @@ async fn who_ignores_signals_or_leaves_children_with_the_output_is_ended() {
 }
 
 /// A file system in a file, frozen on demand; thawed, unmounted and gone with this.
-struct Freezer {
-    mount: PathBuf,
-    device: String,
-}
+struct Freezer(PathBuf);
 
 impl Freezer {
     fn new(dir: &Path) -> Self {
@@ -91,17 +88,20 @@ impl Freezer {
         fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
         let name = file.display().to_string();
         command("mkfs.ext4", &["-q", &name]);
-        let device = command("losetup", &["--find", "--show", &name]);
-        command("mount", &[&device, &mount.display().to_string()]);
-        Self { mount, device }
+        // The device goes with the mount.
+        command(
+            "mount",
+            &["-o", "loop", &name, &mount.display().to_string()],
+        );
+        Self(mount)
     }
 
     fn freeze(&self) {
-        command("fsfreeze", &["-f", &self.mount.display().to_string()]);
+        command("fsfreeze", &["-f", &self.0.display().to_string()]);
     }
 
     fn thaw(&self) {
-        command("fsfreeze", &["-u", &self.mount.display().to_string()]);
+        command("fsfreeze", &["-u", &self.0.display().to_string()]);
     }
 }
 
@@ -110,10 +110,9 @@ impl Drop for Freezer {
         let run = |program: &str, arguments: &[&str]| {
             Command::new(program).args(arguments).output().ok();
         };
-        let mount = self.mount.display().to_string();
+        let mount = self.0.display().to_string();
         run("fsfreeze", &["-u", &mount]);
         run("umount", &["-l", &mount]);
-        run("losetup", &["-d", &self.device]);
     }
 }
 
@@ -129,7 +128,7 @@ async fn a_process_that_not_even_sigkill_ends_holds_up_its_own_container_only() 
     );
     config.mounts.push(Mount {
         container_path: "/v".into(),
-        host_path: freezer.mount.display().to_string(),
+        host_path: freezer.0.display().to_string(),
         ..Mount::default()
     });
     let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
@@ -476,6 +475,11 @@ async fn a_container_that_may_trace_sees_nothing_of_the_host_in_commands() {
     container_context(&mut config).capabilities = Some(Capability {
         add_capabilities: vec!["SYS_PTRACE".into()],
         ..Capability::default()
+    });
+    // Loaded while there still is the privilege, and so before the process is made that executes.
+    container_context(&mut config).seccomp = Some(SecurityProfile {
+        profile_type: ProfileType::RuntimeDefault.into(),
+        ..SecurityProfile::default()
     });
     let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
     assert!(until(SOON, || printed(&host, "tracer", "spy", "ready")));

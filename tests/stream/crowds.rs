@@ -48,7 +48,7 @@ async fn idle_connections_without_end_leave_room_for_who_speaks() {
     println!(
         "S3 {count} idle connections: one that speaks is served after {served:?}, {held} descriptors more"
     );
-    assert!(held < 300, "{held}");
+    assert!(held < 400, "{held}");
     drop(idle);
     until("descriptors are as before", || {
         host.descriptors().len() <= before + 1
@@ -142,22 +142,21 @@ fn vanish(stream: TcpStream) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_vanishes_without_an_end_is_noticed() {
-    let host = Host::with("idle_timeout = \"3s\"").await;
+    // Long enough that nobody is idle for so long before all are there.
+    let host = Host::with("idle_timeout = \"5s\"").await;
     let (_pod, id) = host.running("vanished", &["sleep", "1000"]).await;
     says_fine(&host, &id).await;
     let before = host.descriptors().len();
     // One that is written to is noticed by that, one that is silent when its time is over.
     let mut gone = Vec::new();
-    for command in [&["yes", "73941"][..], &["cat", "-", "-", "-"]] {
+    for command in [&["cat", "-", "-", "-"][..], &["yes", "73941"]] {
         let url = host.exec(&id, "io", command).await.unwrap();
         gone.push(Spdy::session(&url, "io").await);
+        until("it runs", || runs(command)).await;
     }
     let url = host.exec(&id, "io", &["cat", "-", "-"]).await.unwrap();
     let socket = WebSocket::connect(&url, "v5.channel.k8s.io").await.unwrap();
-    until("they run", || {
-        runs(&["yes", "73941"]) && runs(&["cat", "-", "-"]) && runs(&["cat", "-", "-", "-"])
-    })
-    .await;
+    until("it runs", || runs(&["cat", "-", "-"])).await;
     let began = Instant::now();
     for spdy in gone {
         vanish(spdy.stream);
@@ -170,7 +169,7 @@ async fn a_client_that_vanishes_without_an_end_is_noticed() {
     })
     .await;
     println!(
-        "S7 gone without a FIN: noticed after {written:?} when written to, after {:?} when idle for 3 s",
+        "S7 gone without a FIN: noticed after {written:?} when written to, after {:?} when idle for 5 s",
         began.elapsed()
     );
     until("descriptors are as before", || {
