@@ -36,7 +36,7 @@ async fn idle_connections_without_end_leave_room_for_who_speaks() {
     says_fine(&host, &id).await;
     let before = host.descriptors().len();
     let url = host.exec(&id, "o", &["true"]).await.unwrap();
-    let count = repeats(500, 10_000);
+    let count = repeats(300, 10_000);
     let began = Instant::now();
     let mut idle = Vec::new();
     for _ in 0..count {

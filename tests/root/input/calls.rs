@@ -345,7 +345,7 @@ async fn images_that_are_no_images_are_refused_by_every_method() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_calls_at_once_are_all_answered() {
+async fn thousands_of_calls_at_once_are_all_answered() {
     let host = Host::new().await;
     let (_pod, id) = host.running("crowd", &["sleep", "1000"]).await;
     let before = resident(&host);
@@ -353,7 +353,7 @@ async fn ten_thousand_calls_at_once_are_all_answered() {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let client = host.daemon.connect().await.unwrap();
-        for _ in 0..500 {
+        for _ in 0..crate::repeats(125, 500) {
             let (mut runtime, id) = (client.runtime.clone(), id.clone());
             calls.spawn(async move {
                 let filter = Some(ContainerFilter {
@@ -371,7 +371,7 @@ async fn ten_thousand_calls_at_once_are_all_answered() {
     let right = answers.iter().filter(|a| matches!(a, Ok(1))).count();
     let more = resident(&host).saturating_sub(before) >> 10;
     tell(
-        "G30 10000 calls on 20 connections",
+        &format!("G30 {} calls on 20 connections at once", answers.len()),
         &format!(
             "{right} right answers in {:?}, {more} MiB more",
             began.elapsed()
@@ -385,6 +385,7 @@ async fn ten_thousand_calls_at_once_are_all_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_listeners_that_do_not_read_hold_up_nobody() {
     const LISTENERS: usize = 1000;
+    const LIVES: usize = 3;
     let host = Host::new().await;
     let before = resident(&host);
     let mut deaf = Vec::new();
@@ -402,13 +403,13 @@ async fn a_thousand_listeners_that_do_not_read_hold_up_nobody() {
     let began = Instant::now();
     let sandbox = host.pods.sandbox("told");
     let pod = host.pods.run(&sandbox).await.unwrap();
-    for number in 0..10 {
+    for number in 0..LIVES {
         let config = host.pods.container(&format!("c{number}"), &["true"]);
         let id = host.pods.launch(&pod, &config, &sandbox).await.unwrap();
         host.pods.remove(&id).await.unwrap();
     }
     let mut deleted = 0;
-    while deleted < 10 {
+    while deleted < LIVES {
         let event = tokio::time::timeout(Duration::from_secs(60), heard.message());
         let event = event.await.expect("it hears").unwrap().unwrap();
         let kind = event.container_event_type();
@@ -418,7 +419,7 @@ async fn a_thousand_listeners_that_do_not_read_hold_up_nobody() {
     tell(
         "G30 1000 listeners that do not read",
         &format!(
-            "ten lives are heard in {:?}, {more} MiB more",
+            "{LIVES} lives are heard in {:?}, {more} MiB more",
             began.elapsed()
         ),
     );
@@ -456,7 +457,7 @@ async fn connections_without_end_are_not_worth_a_processor() {
     let crowd: Vec<_> = (0..100).map_while(|_| connect().ok()).collect();
     assert!(until(Duration::from_secs(10), || descriptors() + 1 >= limit));
     let (began, before) = (Instant::now(), used(&host));
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let share = (used(&host) - before) / began.elapsed().as_secs_f64();
     drop(crowd);
     // And when they have gone everything is as before.
