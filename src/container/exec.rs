@@ -66,9 +66,6 @@ pub enum BundleReadError {
     },
 }
 
-/// The capability by which a process may trace any other that it sees.
-const CAP_SYS_PTRACE: u64 = 1 << 19;
-
 /// The file in a bundle that says how the container's processes are made, as `crisp_oci::wire`
 /// encodes it: unlike config.json it can hold every value of the environment.
 pub const PROCESS_FILE: &str = "process";
@@ -155,7 +152,7 @@ impl Container {
     fn may_be_traced(&self, node: &Node) -> bool {
         let traces = |container: &Arc<Self>| {
             let bits = crate::bundle::capability_bits(&container.spec, &node.host);
-            !container.spec.security.privileged && bits & CAP_SYS_PTRACE != 0
+            !container.spec.security.privileged && bits & crisp_oci::capability::SYS_PTRACE != 0
         };
         node.containers_of(&self.sandbox).iter().any(traces)
     }

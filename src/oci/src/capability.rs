@@ -11,6 +11,9 @@ pub const NAMES: [&str; 41] = [
     "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
 ];
 
+/// The bit of `CAP_SYS_PTRACE`, by which a process may trace any other that it sees.
+pub const SYS_PTRACE: u64 = 1 << 19;
+
 /// The number of a name without `CAP_`.
 #[must_use]
 pub fn number(name: &str) -> Option<u8> {
@@ -22,4 +25,17 @@ pub fn number(name: &str) -> Option<u8> {
 #[must_use]
 pub fn prefixed(name: &str) -> Option<u8> {
     number(name.strip_prefix("CAP_")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bit_is_the_one_of_the_table() {
+        assert_eq!(
+            number("SYS_PTRACE").map(|number| 1 << number),
+            Some(SYS_PTRACE)
+        );
+    }
 }

@@ -24,13 +24,12 @@ use super::procfs::Procfs;
 use super::stdio::Terminal;
 use super::users::{self, Users};
 use super::{Exec, ExecRequest, IoPlan, JoinedNamespaces};
+use crate::capability;
 use crate::cgroup::Cgroup;
 use crate::plan::{NamespaceKind, ProcessPlan};
 
 const O_PATH: i32 = 0o10_000_000;
 const O_DIRECTORY: i32 = 0o200_000;
-/// The capability by which a process may trace any other that it sees.
-const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// What the child works from.
 struct Joiner<'a> {
@@ -96,7 +95,8 @@ pub fn begin(
     let (parent_end, child_end) = channel::pair().map_err(at(Stage::Channel))?;
     let pid_kind = NamespaceKind::Pid.flag();
     let joins_pid = joined.flags() & pid_kind != 0;
-    let may_be_traced = process.guarded || process.capabilities.bounding & CAP_SYS_PTRACE != 0;
+    let may_be_traced =
+        process.guarded || process.capabilities.bounding & capability::SYS_PTRACE != 0;
     // Who may trace inside a user namespace may not trace us, who are of the host's.
     let relays = joins_pid && users.is_none() && may_be_traced;
     let joiner = Joiner {
